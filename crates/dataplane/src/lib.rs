@@ -1,0 +1,77 @@
+//! The seam between decisions and the kernel: one trait that every service dataplane implements.
+//!
+//! - [`Dataplane`]: the trait, with its errors and what an apply reports
+//! - [`fake`]: an in-memory dataplane for tests and the reference of the conformance suite
+//! - [`conformance`]: scenarios with flows and the verdict the oracle expects, run on every backend
+
+#![forbid(unsafe_code)]
+
+pub mod conformance;
+pub mod fake;
+
+mod delta;
+mod error;
+mod trace;
+
+use netd_model::{Flow, Scope, ServicePlan};
+
+pub use delta::Delta;
+pub use error::{ApplyError, TraceError};
+pub use trace::{Outcome, Trace};
+
+/// What one apply did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Applied {
+    /// Generation of the plan that is in the kernel now.
+    pub generation: u64,
+    /// Frontends programmed in all.
+    pub frontends: usize,
+    /// Endpoints programmed in all (counted once a pool).
+    pub endpoints: usize,
+    /// Kernel objects (rules, map elements) written or removed by this apply; 0 when nothing changed.
+    pub changed: usize,
+    /// Decisions this backend cannot render, each by name; traffic to them is not served by it.
+    pub refused: Vec<Refusal>,
+}
+
+/// A part of the plan that a backend cannot render.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Refusal {
+    /// The frontend, printed.
+    pub frontend: String,
+    /// The Service port, printed.
+    pub service: String,
+    /// Why, for a person: names the missing ability.
+    pub reason: String,
+}
+
+/// One kernel service dataplane. Synchronous: it owns a thread and only makes system calls.
+pub trait Dataplane: Send {
+    /// The name operators know: `iptables`, `ebpf`.
+    fn name(&self) -> &'static str;
+
+    /// Reads back what any version of this backend left in the kernel; the next apply diffs against it.
+    ///
+    /// # Errors
+    /// When the kernel's state cannot be read.
+    fn resync(&mut self) -> Result<(), ApplyError>;
+
+    /// Makes the kernel equal `plan` in one transaction; `scope` bounds the work, never the meaning.
+    ///
+    /// # Errors
+    /// See [`ApplyError`] for what the caller does about each. On error nothing is half-applied.
+    fn apply(&mut self, plan: &ServicePlan, scope: &Scope) -> Result<Applied, ApplyError>;
+
+    /// Removes all that this backend ever installed (mode switch, uninstall), and nothing else.
+    /// Absent objects are no error.
+    ///
+    /// # Errors
+    /// The first failure, after everything that could be removed has been.
+    fn cleanup(&mut self) -> Result<(), ApplyError>;
+
+    /// Steps `flow` through what is installed: conformance tests and `netd trace`.
+    ///
+    /// # Errors
+    /// When the installed state cannot be read or is not understood.
+    fn trace(&self, flow: &Flow) -> Result<Trace, TraceError>;
+}

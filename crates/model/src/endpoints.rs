@@ -1,0 +1,1 @@
+//! Which endpoints of a Service port this node uses.

@@ -1,0 +1,27 @@
+//! What a Service means on a node, decided once and without any I/O.
+//!
+//! - [`object`]: names, protocols and the slim Kubernetes objects the planner reads
+//! - [`snapshot`]: all objects at one generation
+//! - [`endpoints`]: which endpoints a Service uses on this node (kube-proxy's `CategorizeEndpoints`)
+//! - [`plan`]: frontends, pools and verdicts that a dataplane renders
+//! - [`oracle`]: what a flow must experience under a plan; the tests compare the kernel with it
+
+#![forbid(unsafe_code)]
+
+pub mod endpoints;
+pub mod object;
+pub mod oracle;
+pub mod plan;
+pub mod snapshot;
+
+pub use object::{
+    Endpoint, EndpointPort, EndpointSlice, Family, LoadBalancerIngress, Node, ObjectName, Protocol, Service,
+    ServicePort, ServiceType, TrafficPolicy,
+};
+pub use oracle::{Expected, Flow, Origin, verdict};
+pub use plan::{
+    Affinity, Dirty, FamilyPlan, Frontend, FrontendAddress, FrontendKey, FrontendKind, LocalPods, Masquerade,
+    NodePortAddresses, NodeView, Notice, Pool, PoolEndpoint, PoolId, PoolScope, Scope, ServicePlan,
+    ServicePortName, Verdict, VerdictBySource, plan,
+};
+pub use snapshot::{Problem, Snapshot};
