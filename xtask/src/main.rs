@@ -1,2 +1,122 @@
-//! See the description in Cargo.toml.
-fn main() {}
+//! Repository tasks. `cargo xtask demo` and `cargo xtask test` are the two commands of the README.
+
+#![forbid(unsafe_code)]
+#![expect(clippy::print_stdout, reason = "a command line tool talks to its user")]
+#![expect(clippy::disallowed_methods, reason = "this tool exists to start other programs and to time them")]
+
+mod arch;
+mod build_ebpf;
+mod cluster;
+mod gates;
+mod setup;
+mod step;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+use step::{Report, cargo, run};
+
+/// Repository tasks of netd.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Cli {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Installs what is missing, builds netd and runs `netd demo` (arguments go on to it).
+    Demo {
+        /// Arguments of `netd demo`, e.g. `--script --dataplane ebpf`.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<OsString>,
+    },
+    /// Installs what is missing and runs everything that must pass: the gates, then all tests.
+    Test {
+        /// Leave out the tests on a real cluster (never under CI=true).
+        #[arg(long)]
+        no_cluster: bool,
+    },
+    /// The gates that need no root: fmt, clippy, deny, arrows, docs, prebuilt eBPF object.
+    Ci,
+    /// Fails when a crate depends on one that the layout forbids.
+    Arch,
+    /// Builds the eBPF programs into ebpf/prebuilt (installing the toolchain).
+    BuildEbpf {
+        /// Only compare a fresh build with ebpf/prebuilt.
+        #[arg(long)]
+        check: bool,
+    },
+    /// Installs the packages and tools that the other tasks need, and says what they are.
+    Setup,
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().task {
+        Task::Demo { args } => demo(args),
+        Task::Test { no_cluster } => test(no_cluster),
+        Task::Ci => ci(),
+        Task::Arch => arch::check(),
+        Task::BuildEbpf { check } => build_ebpf::run(check),
+        Task::Setup => setup::packages().and_then(|()| setup::tools()),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn demo(args: Vec<OsString>) -> Result<()> {
+    // `--script` promises JSON lines on standard output, so set-up and build talk on standard error.
+    setup::require_root("the demo makes network namespaces")?;
+    setup::packages()?;
+    setup::tools()?;
+    build_binaries()?;
+    run(step::command(step::binary("netd")).arg("demo").args(args))
+}
+
+fn ci() -> Result<()> {
+    let mut report = Report::default();
+    gates::all(&mut report);
+    report.finish()
+}
+
+fn test(no_cluster: bool) -> Result<()> {
+    let ci = std::env::var("CI").is_ok_and(|value| value == "true");
+    if no_cluster && ci {
+        anyhow::bail!("--no-cluster is not for CI: a test left out is a failed test there");
+    }
+    setup::require_root("the tests make network namespaces")?;
+    let mut report = Report::default();
+    report.step("packages and tools", || setup::packages().and_then(|()| setup::tools()));
+    report.stop_on_failure()?;
+    gates::all(&mut report);
+    report.step("build netd and netd-cni", build_binaries);
+    report.step("unit, golden and namespace tests", || {
+        run(&mut cargo(&["test", "--workspace", "--exclude", "netd-cluster-tests", "--no-fail-fast"]))
+    });
+    for dataplane in ["iptables", "ebpf"] {
+        report.step(&format!("demo with {dataplane}"), || {
+            run(step::command(step::binary("netd")).args(["demo", "--script", "--dataplane", dataplane]))
+        });
+    }
+    if no_cluster {
+        println!("left out: the tests on a real cluster (--no-cluster)");
+    } else {
+        cluster::test(&mut report, ci);
+    }
+    report.finish()
+}
+
+/// Builds the two programs as the demo and the tests run them: netd-cni static.
+fn build_binaries() -> Result<()> {
+    run(&mut cargo(&["build", "--profile", "fast", "--package", "netd"]))?;
+    run(&mut cargo(&["build", "--profile", "fast", "--package", "netd-cni", "--target", setup::MUSL]))
+}
