@@ -3,11 +3,13 @@
 //! - [`object`]: names, protocols and the slim Kubernetes objects the planner reads
 //! - [`snapshot`]: all objects at one generation
 //! - [`endpoints`]: which endpoints a Service uses on this node (kube-proxy's `CategorizeEndpoints`)
+//! - [`build`]: short ways to write all of these in tests and scenarios
 //! - [`plan`]: frontends, pools and verdicts that a dataplane renders
 //! - [`oracle`]: what a flow must experience under a plan; the tests compare the kernel with it
 
 #![forbid(unsafe_code)]
 
+pub mod build;
 pub mod endpoints;
 pub mod object;
 pub mod oracle;
