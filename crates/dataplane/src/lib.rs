@@ -62,6 +62,15 @@ pub trait Dataplane: Send {
     /// See [`ApplyError`] for what the caller does about each. On error nothing is half-applied.
     fn apply(&mut self, plan: &ServicePlan, scope: &Scope) -> Result<Applied, ApplyError>;
 
+    /// Looks whether what was applied last is still in the kernel; false after another program removed or
+    /// changed any of it. Objects that no other program can take away are intact by nature (the default).
+    ///
+    /// # Errors
+    /// When the kernel's state cannot be read.
+    fn intact(&mut self) -> Result<bool, ApplyError> {
+        Ok(true)
+    }
+
     /// Removes all that this backend ever installed (mode switch, uninstall), and nothing else.
     /// Absent objects are no error.
     ///

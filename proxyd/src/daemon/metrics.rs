@@ -1,0 +1,243 @@
+//! Prometheus metrics; where kube-proxy and CoreDNS have a metric, its name and meaning are kept.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use netd_dns::Transport;
+use netd_model::Family;
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::metrics::counter::{ConstCounter, Counter};
+use prometheus_client::metrics::family::Family as Labelled;
+use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::Registry;
+
+use super::board::Board;
+
+/// Refused objects that are named one by one; more are only counted, so that no source of objects can
+/// make the scrape grow without bound.
+const NAMED_OBJECTS: usize = 100;
+
+/// Metrics that the parts write; the rest is read from the board at each scrape.
+pub(crate) struct Metrics {
+    registry: Registry,
+    sync_duration: Histogram,
+    programming: Histogram,
+    last_sync: Gauge<f64, std::sync::atomic::AtomicU64>,
+    apply_failures: Counter,
+    repairs: Labelled<Vec<(&'static str, String)>, Counter>,
+}
+
+impl Metrics {
+    /// Registers everything.
+    pub(crate) fn new(board: Arc<Board>) -> Self {
+        let mut registry = Registry::default();
+        let metrics = Self {
+            sync_duration: Histogram::new(exponential_buckets(0.001, 2.0, 15)),
+            programming: Histogram::new(exponential_buckets(0.001, 2.0, 16)),
+            last_sync: Gauge::default(),
+            apply_failures: Counter::default(),
+            repairs: Labelled::default(),
+            registry: Registry::default(),
+        };
+        registry.register(
+            "kubeproxy_sync_proxy_rules_duration_seconds",
+            "Time from taking a snapshot to rules in the kernel",
+            metrics.sync_duration.clone(),
+        );
+        registry.register(
+            "netd_programming_duration_seconds",
+            "Time from the arrival of a change to rules in the kernel",
+            metrics.programming.clone(),
+        );
+        registry.register(
+            "kubeproxy_sync_proxy_rules_last_timestamp_seconds",
+            "When rules were last programmed",
+            metrics.last_sync.clone(),
+        );
+        registry.register(
+            "netd_apply_failures",
+            "Applies that failed and are retried",
+            metrics.apply_failures.clone(),
+        );
+        registry.register(
+            "netd_repairs",
+            "Times that something another program removed was put back",
+            metrics.repairs.clone(),
+        );
+        registry.register_collector(Box::new(BoardCollector(board)));
+        Self { registry, ..metrics }
+    }
+
+    /// Notes an apply: its time, and the time since the change arrived.
+    pub(crate) fn applied(&self, took: Duration, changed_at: Option<SystemTime>) {
+        self.sync_duration.observe(took.as_secs_f64());
+        let now = SystemTime::now();
+        if let Some(waited) = changed_at.and_then(|at| now.duration_since(at).ok()) {
+            self.programming.observe(waited.as_secs_f64());
+        }
+        self.last_sync.set(now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64());
+    }
+
+    /// Notes a failed apply.
+    pub(crate) fn apply_failed(&self) {
+        self.apply_failures.inc();
+    }
+
+    /// Notes that something was put back: `rules`, `routes`, `dns-address`.
+    pub(crate) fn repaired(&self, what: &str) {
+        self.repairs.get_or_create(&vec![("what", what.to_owned())]).inc();
+    }
+
+    /// The text of a scrape (OpenMetrics).
+    pub(crate) fn encode(&self) -> Result<String, std::fmt::Error> {
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &self.registry)?;
+        Ok(text)
+    }
+}
+
+/// Reads the board at each scrape.
+struct BoardCollector(Arc<Board>);
+
+impl std::fmt::Debug for BoardCollector {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("BoardCollector")
+    }
+}
+
+type Encoded = Result<(), std::fmt::Error>;
+
+/// One metric family: samples with their labels.
+struct Samples<'a> {
+    name: &'a str,
+    help: &'a str,
+    counter: bool,
+    rows: Vec<(Vec<(&'static str, String)>, f64)>,
+}
+
+fn write(encoder: &mut DescriptorEncoder<'_>, samples: &Samples<'_>) -> Encoded {
+    let kind = if samples.counter {
+        ConstCounter::new(0.0).metric_type()
+    } else {
+        ConstGauge::new(0.0).metric_type()
+    };
+    let mut family = encoder.encode_descriptor(samples.name, samples.help, None, kind)?;
+    for (labels, value) in &samples.rows {
+        let sample = family.encode_family(labels)?;
+        if samples.counter {
+            ConstCounter::new(*value).encode(sample)?;
+        } else {
+            ConstGauge::new(*value).encode(sample)?;
+        }
+    }
+    Ok(())
+}
+
+#[expect(clippy::cast_precision_loss, reason = "Prometheus samples are doubles")]
+const fn float(value: u64) -> f64 {
+    value as f64
+}
+
+impl Collector for BoardCollector {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Encoded {
+        for samples in [self.parts(), self.objects(), self.refused(), self.dataplane(), self.generation()] {
+            write(&mut encoder, &samples)?;
+        }
+        for samples in self.dns() {
+            write(&mut encoder, &samples)?;
+        }
+        Ok(())
+    }
+}
+
+impl BoardCollector {
+    fn parts(&self) -> Samples<'static> {
+        let rows = self
+            .0
+            .parts()
+            .into_iter()
+            .filter(|(_, state)| state.enabled)
+            .map(|(name, state)| (vec![("part", name)], f64::from(u8::from(state.ready))));
+        gauge("netd_part_ready", "1 when the part is ready", rows.collect())
+    }
+
+    fn objects(&self) -> Samples<'static> {
+        let kinds = self.0.source().kinds;
+        let rows = kinds.iter().map(|kind| {
+            let objects = u64::try_from(kind.objects).unwrap_or(u64::MAX);
+            (vec![("kind", kind.kind.to_string())], float(objects))
+        });
+        gauge("netd_source_objects", "Objects known, by kind", rows.collect())
+    }
+
+    fn refused(&self) -> Samples<'static> {
+        let snapshot = self.0.snapshot();
+        let problems = snapshot.iter().flat_map(|snapshot| snapshot.problems.iter()).take(NAMED_OBJECTS);
+        let rows: std::collections::BTreeSet<Vec<(&'static str, String)>> = problems
+            .map(|problem| vec![("kind", problem.kind.clone()), ("object", problem.object.clone())])
+            .collect();
+        gauge(
+            "netd_refused_object",
+            "1 for each object that was refused (the first 100 by name)",
+            rows.into_iter().map(|labels| (labels, 1.0)).collect(),
+        )
+    }
+
+    fn dataplane(&self) -> Samples<'static> {
+        let rows = self.0.dataplane().into_iter().flat_map(|state| {
+            [("frontends", state.frontends), ("endpoints", state.endpoints)]
+                .map(|(what, count)| (vec![("dataplane", state.name.clone()), ("what", what.to_owned())], float(count)))
+        });
+        gauge("netd_dataplane_programmed", "Frontends and endpoints in the kernel", rows.collect())
+    }
+
+    fn generation(&self) -> Samples<'static> {
+        let generation = self.0.snapshot().map_or(0, |snapshot| snapshot.generation);
+        gauge("netd_snapshot_generation", "Generation of the newest snapshot", vec![(Vec::new(), float(generation))])
+    }
+
+    fn dns(&self) -> Vec<Samples<'static>> {
+        let Some(dns) = self.0.dns() else { return Vec::new() };
+        let counters = dns.metrics.snapshot();
+        let requests = counters.requests.iter().map(|request| {
+            let proto = match request.transport {
+                Transport::Udp => "udp",
+                Transport::Tcp => "tcp",
+            };
+            let family = match request.family {
+                Family::V4 => "1",
+                Family::V6 => "2",
+            };
+            let labels = vec![
+                ("proto", proto.to_owned()),
+                ("family", family.to_owned()),
+                ("type", request.record_type.to_owned()),
+            ];
+            (labels, float(request.count))
+        });
+        let responses = counters.responses.iter().map(|response| {
+            let plugin = format!("{:?}", response.origin).to_lowercase();
+            (vec![("rcode", response.rcode.to_owned()), ("plugin", plugin)], float(response.count))
+        });
+        vec![
+            counter("coredns_dns_requests", "DNS queries", requests.collect()),
+            counter("coredns_dns_responses", "DNS answers", responses.collect()),
+            counter("netd_dns_forwards", "Queries sent upstream", vec![(Vec::new(), float(counters.forwards))]),
+            counter(
+                "netd_dns_forward_errors",
+                "Queries that no upstream answered",
+                vec![(Vec::new(), float(counters.forward_errors))],
+            ),
+        ]
+    }
+}
+
+const fn gauge<'a>(name: &'a str, help: &'a str, rows: Vec<(Vec<(&'static str, String)>, f64)>) -> Samples<'a> {
+    Samples { name, help, counter: false, rows }
+}
+
+const fn counter<'a>(name: &'a str, help: &'a str, rows: Vec<(Vec<(&'static str, String)>, f64)>) -> Samples<'a> {
+    Samples { name, help, counter: true, rows }
+}

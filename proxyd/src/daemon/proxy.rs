@@ -1,0 +1,281 @@
+//! Services: one OS thread that plans each snapshot and makes the kernel equal the plan.
+
+use std::collections::BTreeSet;
+use std::num::NonZeroU16;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use anyhow::Result;
+use netd_admin::{DataplaneState, Refusal};
+use netd_dataplane::{Applied, ApplyError};
+use netd_kernel::clock::{Clock, SystemClock};
+use netd_model::{
+    Dirty, FrontendAddress, FrontendKey, LocalPods, NodePortAddresses, NodeView, Protocol, Scope, ServicePlan, Snapshot,
+};
+use netd_watch::{Subscriber, Update};
+use tokio::runtime::Handle;
+use tracing::{debug, info, warn};
+
+use super::Surroundings;
+use super::board::Part;
+use super::planes::{Plane, Planes};
+use crate::config::Config;
+
+/// First wait after a failed apply; doubles up to [`MAX_BACKOFF`].
+const MIN_BACKOFF: Duration = Duration::from_millis(100);
+const MAX_BACKOFF: Duration = Duration::from_secs(5);
+const DNS_PORT: NonZeroU16 = NonZeroU16::new(53).expect("53 is not 0");
+
+/// The service proxy of this node.
+pub(super) struct Proxy {
+    around: Surroundings,
+    planes: Planes,
+    clock: SystemClock,
+    /// The newest snapshot that is to be in the kernel, and whether it is.
+    wanted: Option<Wanted>,
+    backoff: Duration,
+    /// Dataplanes of other modes were cleaned up.
+    swept: bool,
+}
+
+struct Wanted {
+    snapshot: Arc<Snapshot>,
+    plan: Arc<ServicePlan>,
+    changed_at: Option<SystemTime>,
+    applied: bool,
+}
+
+enum Event {
+    Update(Update),
+    Tick,
+    Stop,
+}
+
+impl Proxy {
+    /// Chooses the dataplanes.
+    ///
+    /// # Errors
+    /// When the configured one cannot run here; says why and what to do.
+    pub(super) fn new(around: Surroundings) -> Result<Self> {
+        let planes = Planes::choose(&around.config)?;
+        info!(dataplane = planes.name(), reason = planes.reason(), "chose the dataplane");
+        Ok(Self { around, planes, clock: SystemClock, wanted: None, backoff: MIN_BACKOFF, swept: false })
+    }
+
+    /// Serves until the daemon drains. Never ends by itself: a failing kernel is retried.
+    pub(super) fn run(mut self, mut subscriber: Subscriber) -> Result<()> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let handle = runtime.handle().clone();
+        self.resync();
+        loop {
+            match self.next(&handle, &mut subscriber) {
+                Event::Update(update) => self.take(update),
+                Event::Tick => self.look(),
+                Event::Stop => return Ok(()),
+            }
+            self.apply_wanted();
+        }
+    }
+
+    fn next(&mut self, handle: &Handle, subscriber: &mut Subscriber) -> Event {
+        let waiting = self.wanted.as_ref().is_some_and(|wanted| !wanted.applied);
+        let check = Duration::from_secs(u64::from(self.around.config.proxy.iptables.check_seconds));
+        let wait = if waiting { self.backoff } else { check };
+        let mut shutdown = self.around.shutdown.clone();
+        handle.block_on(async {
+            tokio::select! {
+                _ = shutdown.wait_for(|stop| *stop) => Event::Stop,
+                update = subscriber.next() => update.map_or(Event::Stop, Event::Update),
+                () = tokio::time::sleep(wait) => Event::Tick,
+            }
+        })
+    }
+
+    fn take(&mut self, update: Update) {
+        let view = node_view(&self.around.config, &self.around.node, &update.snapshot);
+        let dirty = if update.nodes_changed { Dirty::All } else { update.dirty };
+        let (plan, scope) = netd_model::plan(&update.snapshot, &view, &dirty);
+        for plane in self.planes.iter_mut() {
+            plane.widen(&scope);
+        }
+        // The oldest change that is not yet in the kernel is the one whose latency counts.
+        let earlier = self.wanted.take().filter(|wanted| !wanted.applied).and_then(|wanted| wanted.changed_at);
+        let changed_at = Some(earlier.map_or(update.changed_at, |at| at.min(update.changed_at)));
+        self.wanted =
+            Some(Wanted { snapshot: update.snapshot, plan: Arc::new(plan), changed_at, applied: false });
+    }
+
+    /// Reads back what an earlier netd left, so that nothing is rewritten that is already right.
+    fn resync(&mut self) {
+        for plane in self.planes.iter_mut() {
+            if let Err(error) = plane.dataplane.resync() {
+                warn!(dataplane = plane.dataplane.name(), error = %chain(&error), "could not read back; applying in full");
+            }
+        }
+    }
+
+    /// Looks whether another program removed what was applied.
+    fn look(&mut self) {
+        let Some(wanted) = self.wanted.as_mut().filter(|wanted| wanted.applied) else { return };
+        for plane in self.planes.iter_mut() {
+            let name = plane.dataplane.name();
+            match plane.dataplane.intact() {
+                Ok(true) => {}
+                Ok(false) => {
+                    warn!(dataplane = name, "another program changed our rules; putting them back");
+                    self.around.metrics.repaired("rules");
+                    plane.widen(&Scope::Full);
+                    plane.torn = true;
+                    wanted.applied = false;
+                    wanted.changed_at = None;
+                }
+                Err(error) => debug!(dataplane = name, error = %chain(&error), "could not look at the installed rules"),
+            }
+        }
+    }
+
+    fn apply_wanted(&mut self) {
+        let Some(wanted) = self.wanted.as_mut().filter(|wanted| !wanted.applied) else { return };
+        let start = self.clock.now();
+        let mut results = Vec::new();
+        for plane in self.planes.iter_mut() {
+            match plane.apply(&wanted.plan) {
+                Ok(applied) => results.push(applied),
+                Err(error) => {
+                    let message = format!("{}: {}", plane.dataplane.name(), chain(&error));
+                    warn!(dataplane = plane.dataplane.name(), error = %chain(&error), retry_ms = self.backoff.as_millis(), "apply failed; what was installed stays");
+                    self.around.metrics.apply_failed();
+                    self.around.board.set(Part::Proxy, false, message.clone());
+                    self.around.board.set_dataplane_error(message);
+                    self.backoff = (self.backoff * 2).min(MAX_BACKOFF);
+                    return;
+                }
+            }
+        }
+        wanted.applied = true;
+        self.backoff = MIN_BACKOFF;
+        let took = self.clock.now().duration_since(start);
+        self.report(took, &results);
+        if !self.swept {
+            self.swept = true;
+            self.planes.sweep_others(&self.around.config);
+        }
+    }
+
+    fn report(&self, took: Duration, results: &[Applied]) {
+        let Some(wanted) = &self.wanted else { return };
+        let Some(first) = results.first() else { return };
+        let changed: usize = results.iter().map(|applied| applied.changed).sum();
+        let state = DataplaneState {
+            name: self.planes.name().to_owned(),
+            requested: self.planes.requested().to_owned(),
+            reason: self.planes.reason().to_owned(),
+            generation: wanted.plan.generation,
+            frontends: count(wanted.plan.v4.frontends.len() + wanted.plan.v6.frontends.len()),
+            endpoints: count(results.iter().map(|applied| applied.endpoints).max().unwrap_or_default()),
+            last_apply: Some(SystemTime::now().into()),
+            last_apply_ms: Some(took.as_secs_f64() * 1000.0),
+            last_error: None,
+            refused: first.refused.iter().map(|refusal| self.refusal(refusal)).collect(),
+            companion: self.planes.companion().map(str::to_owned),
+            ..DataplaneState::default()
+        };
+        if changed > 0 {
+            info!(
+                generation = wanted.plan.generation,
+                frontends = state.frontends,
+                changed,
+                elapsed_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
+                "applied plan"
+            );
+        }
+        let message = format!("{} frontends in {}", state.frontends, self.planes.name());
+        self.around.metrics.applied(took, wanted.changed_at);
+        self.around.board.set_plan(Arc::clone(&wanted.snapshot), Arc::clone(&wanted.plan));
+        self.around.board.set_dataplane(state);
+        self.around.board.set(Part::Proxy, true, message);
+    }
+
+    /// A refusal as status shows it: who serves the frontend instead, if anyone does.
+    fn refusal(&self, refusal: &netd_dataplane::Refusal) -> Refusal {
+        let reason = match self.planes.companion() {
+            Some(companion) => format!("{}; {companion} serves it", refusal.reason),
+            None => refusal.reason.clone(),
+        };
+        Refusal { subject: format!("{} {}", refusal.service, refusal.frontend), reason }
+    }
+}
+
+impl Plane {
+    /// Applies what has piled up since the last success.
+    fn apply(&mut self, plan: &ServicePlan) -> Result<Applied, ApplyError> {
+        if self.torn {
+            self.dataplane.resync()?;
+            self.torn = false;
+            self.scope = Scope::Full;
+        }
+        match self.dataplane.apply(plan, &self.scope) {
+            Ok(applied) => {
+                self.scope = Scope::Services(BTreeSet::new());
+                Ok(applied)
+            }
+            Err(error) => {
+                // After any failure the next apply starts from what the kernel really has.
+                self.torn = true;
+                Err(error)
+            }
+        }
+    }
+}
+
+fn count(n: usize) -> u64 {
+    u64::try_from(n).unwrap_or(u64::MAX)
+}
+
+/// An error with its causes on one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text.push_str(": ");
+            text.push_str(&cause_text);
+        }
+        source = cause.source();
+    }
+    text
+}
+
+/// What the planner knows of this node.
+pub(super) fn node_view(config: &Config, node: &Arc<str>, snapshot: &Snapshot) -> NodeView {
+    let own = snapshot.nodes.get(node);
+    let addresses = &config.proxy.node_port_addresses;
+    NodeView {
+        name: Arc::clone(node),
+        zone: own.and_then(|own| own.zone.clone()),
+        local_pods: LocalPods::Prefixes(config.cluster_cidrs.clone()),
+        node_port_addresses: if addresses.is_empty() {
+            NodePortAddresses::AllLocal
+        } else {
+            NodePortAddresses::Prefixes(addresses.clone())
+        },
+        masquerade_all: config.proxy.masquerade_all,
+        allowed_external_ips: config.proxy.allowed_external_ips.clone(),
+        answered_here: answered_here(config),
+    }
+}
+
+/// The DNS addresses that this netd answers itself: no dataplane may take their traffic away.
+fn answered_here(config: &Config) -> BTreeSet<FrontendKey> {
+    if !config.parts.dns {
+        return BTreeSet::new();
+    }
+    let key = |address, protocol| FrontendKey { address: FrontendAddress::Ip(address), protocol, port: DNS_PORT };
+    config
+        .dns
+        .addresses
+        .iter()
+        .flat_map(|address| [Protocol::Tcp, Protocol::Udp].map(|protocol| key(*address, protocol)))
+        .collect()
+}
