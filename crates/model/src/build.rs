@@ -277,6 +277,14 @@ impl EndpointBuilder {
         self
     }
 
+    /// Sets the three conditions one by one.
+    pub fn conditions(mut self, ready: bool, serving: bool, terminating: bool) -> Self {
+        self.0.ready = ready;
+        self.0.serving = serving;
+        self.0.terminating = terminating;
+        self
+    }
+
     /// Adds a zone hint.
     pub fn for_zone(mut self, zone: &str) -> Self {
         self.0.for_zones.push(zone.into());

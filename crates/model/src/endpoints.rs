@@ -121,16 +121,13 @@ pub fn categorize(selector: &Selector<'_>, slices: &[Arc<EndpointSlice>]) -> End
     };
     if selector.policies.uses_cluster() {
         let topology = topology(selector, endpoints.values().copied().filter(|endpoint| endpoint.ready));
-        sets.cluster = select_or(
-            &|endpoint| endpoint.ready && is_available(endpoint, topology, selector),
-            &is_draining,
-        );
+        sets.cluster =
+            select_or(&|endpoint| endpoint.ready && is_available(endpoint, topology, selector), &is_draining);
     }
     if selector.policies.uses_local() {
-        sets.local = select_or(
-            &|endpoint| is_here(endpoint) && endpoint.ready,
-            &|endpoint| is_here(endpoint) && is_draining(endpoint),
-        );
+        sets.local = select_or(&|endpoint| is_here(endpoint) && endpoint.ready, &|endpoint| {
+            is_here(endpoint) && is_draining(endpoint)
+        });
     }
     let all: BTreeSet<PoolEndpoint> = sets.cluster.iter().chain(&sets.local).copied().collect();
     sets.all = all.into_iter().collect();

@@ -9,8 +9,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::object::{Family, Protocol};
 use crate::plan::{
-    FamilyPlan, Frontend, FrontendAddress, FrontendKey, LocalPods, Masquerade, NodePortAddresses, PoolEndpoint,
-    ServicePlan, Verdict,
+    FamilyPlan, Frontend, FrontendAddress, FrontendKey, LocalPods, Masquerade, NodePortAddresses,
+    PoolEndpoint, ServicePlan, Verdict,
 };
 
 /// Where a new flow starts, as seen from the node that is planned for.

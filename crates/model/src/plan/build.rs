@@ -36,7 +36,9 @@ pub fn plan(snapshot: &Snapshot, node: &NodeView, dirty: &Dirty) -> (ServicePlan
         Dirty::All => Scope::Full,
         Dirty::Services(names) => {
             let movable = services.iter().filter(|service| has_movable_addresses(service));
-            Scope::Services(names.iter().cloned().chain(movable.map(|service| service.name.clone())).collect())
+            Scope::Services(
+                names.iter().cloned().chain(movable.map(|service| service.name.clone())).collect(),
+            )
         }
     };
     (planner.finish(), scope)
@@ -50,7 +52,8 @@ fn services_by_age(snapshot: &Snapshot) -> Vec<&Service> {
             && service.service_type != ServiceType::ExternalName
             && !service.cluster_ips.is_empty()
     };
-    let mut services: Vec<&Service> = snapshot.services.values().map(Arc::as_ref).filter(is_programmed).collect();
+    let mut services: Vec<&Service> =
+        snapshot.services.values().map(Arc::as_ref).filter(is_programmed).collect();
     services.sort_by_key(|service| (service.created.is_none(), service.created, &service.name));
     services
 }
@@ -92,7 +95,9 @@ impl FamilyPlanner {
         };
         let node_port_addresses = match &node.node_port_addresses {
             NodePortAddresses::AllLocal => NodePortAddresses::AllLocal,
-            NodePortAddresses::Prefixes(prefixes) => NodePortAddresses::Prefixes(prefixes_of(family, prefixes)),
+            NodePortAddresses::Prefixes(prefixes) => {
+                NodePortAddresses::Prefixes(prefixes_of(family, prefixes))
+            }
         };
         Self {
             detects_pods: local_pods != LocalPods::None,
@@ -197,11 +202,16 @@ impl<'a> Planner<'a> {
         for address in service.cluster_ips.iter().filter(|address| Family::of(**address) == family) {
             let key = key(FrontendAddress::Ip(*address), port.port);
             if is_free(&key) {
-                planner.cluster_claims.push((key, frontend(FrontendKind::ClusterIP, None, decision.internal())));
+                planner
+                    .cluster_claims
+                    .push((key, frontend(FrontendKind::ClusterIP, None, decision.internal())));
             }
         }
         let node_port = port.node_port.map(|number| {
-            (key(FrontendAddress::NodePort, number), frontend(FrontendKind::NodePort, None, decision.external()))
+            (
+                key(FrontendAddress::NodePort, number),
+                frontend(FrontendKind::NodePort, None, decision.external()),
+            )
         });
         let others = external_addresses.iter().map(|external| {
             (
@@ -220,10 +230,16 @@ impl<'a> Planner<'a> {
     /// Load balancer addresses come first: where an address is both, its source ranges hold.
     fn external_addresses(&mut self, service: &Service, family: Family) -> Vec<ExternalAddress> {
         let mut addresses = Vec::new();
-        for address in service.load_balancer.iter().filter(|ingress| ingress.vip).map(|ingress| ingress.address) {
+        for address in
+            service.load_balancer.iter().filter(|ingress| ingress.vip).map(|ingress| ingress.address)
+        {
             if Family::of(address) == family && self.is_fit_for_frontend(service, address) {
                 let allowed_sources = self.allowed_sources(service, family, address);
-                addresses.push(ExternalAddress { address, kind: FrontendKind::LoadBalancer, allowed_sources });
+                addresses.push(ExternalAddress {
+                    address,
+                    kind: FrontendKind::LoadBalancer,
+                    allowed_sources,
+                });
             }
         }
         for address in service.external_ips.iter().copied().filter(|address| Family::of(*address) == family) {
@@ -235,7 +251,11 @@ impl<'a> Planner<'a> {
                 );
                 self.notice(service, "ExternalIPIgnored", message);
             } else if self.is_fit_for_frontend(service, address) {
-                addresses.push(ExternalAddress { address, kind: FrontendKind::ExternalIP, allowed_sources: None });
+                addresses.push(ExternalAddress {
+                    address,
+                    kind: FrontendKind::ExternalIP,
+                    allowed_sources: None,
+                });
             }
         }
         addresses
