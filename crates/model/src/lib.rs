@@ -4,7 +4,7 @@
 //! - [`snapshot`]: all objects at one generation
 //! - [`endpoints`]: which endpoints a Service uses on this node (kube-proxy's `CategorizeEndpoints`)
 //! - [`build`]: short ways to write all of these in tests and scenarios
-//! - [`plan`]: frontends, pools and verdicts that a dataplane renders
+//! - [`mod@plan`]: frontends, pools and verdicts that a dataplane renders
 //! - [`oracle`]: what a flow must experience under a plan; the tests compare the kernel with it
 
 #![forbid(unsafe_code)]

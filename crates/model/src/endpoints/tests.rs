@@ -184,6 +184,10 @@ fn external_policy_local_keeps_both_sets() {
             true,
         ),
     ]);
+}
+
+#[test]
+fn policies_decide_which_sets_exist() {
     check(vec![
         Case {
             law: "without an external address the policy means nothing",
