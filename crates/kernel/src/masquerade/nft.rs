@@ -1,0 +1,438 @@
+//! The few nf_tables messages that masquerade needs (`include/uapi/linux/netfilter/nf_tables.h`).
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
+use netlink_sys::{Socket, SocketAddr};
+
+use crate::{Error, Result};
+
+const NETLINK_NETFILTER: isize = libc::NETLINK_NETFILTER as isize;
+const SUBSYSTEM: u16 = libc::NFNL_SUBSYS_NFTABLES as u16;
+const BATCH_BEGIN: u16 = libc::NFNL_MSG_BATCH_BEGIN as u16;
+const BATCH_END: u16 = libc::NFNL_MSG_BATCH_END as u16;
+
+const NEW_TABLE: u16 = 0;
+const GET_TABLE: u16 = 1;
+const DEL_TABLE: u16 = 2;
+const NEW_CHAIN: u16 = 3;
+const NEW_RULE: u16 = 6;
+const GET_RULE: u16 = 7;
+
+const REQUEST: u16 = libc::NLM_F_REQUEST as u16;
+const ACK: u16 = libc::NLM_F_ACK as u16;
+const CREATE: u16 = libc::NLM_F_CREATE as u16;
+const EXCL: u16 = libc::NLM_F_EXCL as u16;
+const APPEND: u16 = libc::NLM_F_APPEND as u16;
+const DUMP: u16 = libc::NLM_F_DUMP as u16;
+const DUMP_INTERRUPTED: u16 = 0x10;
+
+/// The header of a netlink message and that of nfnetlink behind it.
+const HEADERS: usize = 16 + 4;
+const NESTED: u16 = libc::NLA_F_NESTED as u16;
+const TYPE_MASK: u16 = 0x3fff;
+/// A netlink datagram is never longer than this (`NETLINK_GOODSIZE` and the dump's own limit are below).
+const RECEIVE: usize = 64 * 1024;
+
+/// An address family's tables.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Family {
+    V4,
+    V6,
+}
+
+impl Family {
+    pub(super) const BOTH: [Self; 2] = [Self::V4, Self::V6];
+
+    pub(super) fn has(self, network: &IpNetwork) -> bool {
+        (self == Self::V4) == network.is_ipv4()
+    }
+
+    pub(super) fn multicast(self) -> IpNetwork {
+        match self {
+            Self::V4 => IpNetwork::V4(MULTICAST_V4),
+            Self::V6 => IpNetwork::V6(MULTICAST_V6),
+        }
+    }
+
+    fn number(self) -> u8 {
+        match self {
+            Self::V4 => libc::NFPROTO_IPV4 as u8,
+            Self::V6 => libc::NFPROTO_IPV6 as u8,
+        }
+    }
+}
+
+const MULTICAST_V4: Ipv4Network = match Ipv4Network::new_checked(Ipv4Addr::new(224, 0, 0, 0), 4) {
+    Some(network) => network,
+    None => unreachable!(),
+};
+const MULTICAST_V6: Ipv6Network = match Ipv6Network::new_checked(Ipv6Addr::new(0xff00, 0, 0, 0, 0, 0, 0, 0), 8) {
+    Some(network) => network,
+    None => unreachable!(),
+};
+
+/// A rule in the making: its expressions and its comment.
+pub(super) struct Rule {
+    expressions: Attributes,
+    comment: String,
+}
+
+impl Rule {
+    pub(super) fn new(comment: String) -> Self {
+        Self { expressions: Attributes::default(), comment }
+    }
+
+    pub(super) fn source(self, network: IpNetwork) -> Self {
+        let offset = if network.is_ipv4() { 12 } else { 8 };
+        self.address(network, offset)
+    }
+
+    pub(super) fn destination(self, network: IpNetwork) -> Self {
+        let offset = if network.is_ipv4() { 16 } else { 24 };
+        self.address(network, offset)
+    }
+
+    pub(super) fn goto(self, chain: &str) -> Self {
+        self.verdict(libc::NFT_GOTO, Some(chain))
+    }
+
+    pub(super) fn return_(self) -> Self {
+        self.verdict(libc::NFT_RETURN, None)
+    }
+
+    pub(super) fn masquerade(mut self, flags: u32) -> Self {
+        let mut data = Attributes::default();
+        data.number(libc::NFTA_MASQ_FLAGS as u16, flags);
+        self.expression("masq", data);
+        self
+    }
+
+    /// `payload load => reg 1; reg 1 = reg 1 & mask; cmp reg 1 == network`
+    fn address(mut self, network: IpNetwork, offset: u32) -> Self {
+        const REGISTER: u32 = libc::NFT_REG_1 as u32;
+        let (address, mask) = (octets(network.network()), octets(network.mask()));
+        let length = address.len() as u32;
+        let mut load = Attributes::default();
+        load.number(libc::NFTA_PAYLOAD_DREG as u16, REGISTER);
+        load.number(libc::NFTA_PAYLOAD_BASE as u16, libc::NFT_PAYLOAD_NETWORK_HEADER as u32);
+        load.number(libc::NFTA_PAYLOAD_OFFSET as u16, offset);
+        load.number(libc::NFTA_PAYLOAD_LEN as u16, length);
+        self.expression("payload", load);
+        if mask.iter().any(|byte| *byte != 0xff) {
+            let mut bitwise = Attributes::default();
+            bitwise.number(libc::NFTA_BITWISE_SREG as u16, REGISTER);
+            bitwise.number(libc::NFTA_BITWISE_DREG as u16, REGISTER);
+            bitwise.number(libc::NFTA_BITWISE_LEN as u16, length);
+            bitwise.nest(libc::NFTA_BITWISE_MASK as u16, value(&mask));
+            bitwise.nest(libc::NFTA_BITWISE_XOR as u16, value(&vec![0; mask.len()]));
+            self.expression("bitwise", bitwise);
+        }
+        let mut compare = Attributes::default();
+        compare.number(libc::NFTA_CMP_SREG as u16, REGISTER);
+        compare.number(libc::NFTA_CMP_OP as u16, libc::NFT_CMP_EQ as u32);
+        compare.nest(libc::NFTA_CMP_DATA as u16, value(&address));
+        self.expression("cmp", compare);
+        self
+    }
+
+    fn verdict(mut self, code: libc::c_int, chain: Option<&str>) -> Self {
+        let mut verdict = Attributes::default();
+        verdict.bytes(libc::NFTA_VERDICT_CODE as u16, &code.to_be_bytes());
+        if let Some(chain) = chain {
+            verdict.text(libc::NFTA_VERDICT_CHAIN as u16, chain);
+        }
+        let mut data = Attributes::default();
+        data.nest(libc::NFTA_DATA_VERDICT as u16, verdict);
+        let mut immediate = Attributes::default();
+        immediate.number(libc::NFTA_IMMEDIATE_DREG as u16, libc::NFT_REG_VERDICT as u32);
+        immediate.nest(libc::NFTA_IMMEDIATE_DATA as u16, data);
+        self.expression("immediate", immediate);
+        self
+    }
+
+    fn expression(&mut self, name: &str, data: Attributes) {
+        let mut expression = Attributes::default();
+        expression.text(libc::NFTA_EXPR_NAME as u16, name);
+        expression.nest(libc::NFTA_EXPR_DATA as u16, data);
+        self.expressions.nest(libc::NFTA_LIST_ELEM as u16, expression);
+    }
+}
+
+fn octets(address: IpAddr) -> Vec<u8> {
+    match address {
+        IpAddr::V4(v4) => v4.octets().to_vec(),
+        IpAddr::V6(v6) => v6.octets().to_vec(),
+    }
+}
+
+fn value(bytes: &[u8]) -> Attributes {
+    let mut data = Attributes::default();
+    data.bytes(libc::NFTA_DATA_VALUE as u16, bytes);
+    data
+}
+
+/// Netlink attributes, each padded to four bytes.
+#[derive(Default)]
+struct Attributes(Vec<u8>);
+
+impl Attributes {
+    fn bytes(&mut self, kind: u16, content: &[u8]) {
+        // No attribute of ours comes near 64 KiB.
+        let length = u16::try_from(content.len() + 4).unwrap_or(u16::MAX);
+        self.0.extend(length.to_ne_bytes());
+        self.0.extend(kind.to_ne_bytes());
+        self.0.extend(content);
+        self.0.resize(self.0.len().next_multiple_of(4), 0);
+    }
+
+    fn nest(&mut self, kind: u16, content: Self) {
+        self.bytes(kind | NESTED, &content.0);
+    }
+
+    /// nf_tables numbers are big-endian.
+    fn number(&mut self, kind: u16, number: u32) {
+        self.bytes(kind, &number.to_be_bytes());
+    }
+
+    fn text(&mut self, kind: u16, text: &str) {
+        self.bytes(kind, &[text.as_bytes(), &[0]].concat());
+    }
+}
+
+/// Messages that the kernel applies all or none.
+pub(super) struct Batch(Vec<Vec<u8>>);
+
+impl Batch {
+    pub(super) fn new() -> Self {
+        Self(Vec::new())
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    pub(super) fn add_table(&mut self, family: Family, table: &str, must_be_new: bool) {
+        let mut attributes = Attributes::default();
+        attributes.text(libc::NFTA_TABLE_NAME as u16, table);
+        attributes.number(libc::NFTA_TABLE_FLAGS as u16, 0);
+        self.push(NEW_TABLE, if must_be_new { CREATE | EXCL } else { CREATE }, family, attributes);
+    }
+
+    pub(super) fn delete_table(&mut self, family: Family, table: &str) {
+        let mut attributes = Attributes::default();
+        attributes.text(libc::NFTA_TABLE_NAME as u16, table);
+        self.push(DEL_TABLE, 0, family, attributes);
+    }
+
+    pub(super) fn add_nat_postrouting_chain(&mut self, family: Family, table: &str, chain: &str) {
+        let mut hook = Attributes::default();
+        hook.number(libc::NFTA_HOOK_HOOKNUM as u16, libc::NF_INET_POST_ROUTING as u32);
+        hook.number(libc::NFTA_HOOK_PRIORITY as u16, libc::NF_IP_PRI_NAT_SRC as u32);
+        let mut attributes = Attributes::default();
+        attributes.text(libc::NFTA_CHAIN_TABLE as u16, table);
+        attributes.text(libc::NFTA_CHAIN_NAME as u16, chain);
+        attributes.nest(libc::NFTA_CHAIN_HOOK as u16, hook);
+        attributes.text(libc::NFTA_CHAIN_TYPE as u16, "nat");
+        self.push(NEW_CHAIN, CREATE, family, attributes);
+    }
+
+    pub(super) fn add_chain(&mut self, family: Family, table: &str, chain: &str) {
+        let mut attributes = Attributes::default();
+        attributes.text(libc::NFTA_CHAIN_TABLE as u16, table);
+        attributes.text(libc::NFTA_CHAIN_NAME as u16, chain);
+        self.push(NEW_CHAIN, CREATE, family, attributes);
+    }
+
+    pub(super) fn add_rule(&mut self, family: Family, table: &str, chain: &str, rule: Rule) {
+        let mut attributes = Attributes::default();
+        attributes.text(libc::NFTA_RULE_TABLE as u16, table);
+        attributes.text(libc::NFTA_RULE_CHAIN as u16, chain);
+        attributes.nest(libc::NFTA_RULE_EXPRESSIONS as u16, rule.expressions);
+        // Type 0 of nft's user data is a comment, so that `nft list table` shows it.
+        let length = u8::try_from(rule.comment.len() + 1).unwrap_or(u8::MAX);
+        let data = [&[0, length], rule.comment.as_bytes(), &[0]].concat();
+        attributes.bytes(libc::NFTA_RULE_USERDATA as u16, &data);
+        self.push(NEW_RULE, CREATE | APPEND, family, attributes);
+    }
+
+    fn push(&mut self, kind: u16, flags: u16, family: Family, attributes: Attributes) {
+        self.0.push(message(SUBSYSTEM << 8 | kind, REQUEST | ACK | flags, family.number(), 0, &attributes.0));
+    }
+}
+
+/// Encodes one message; the sequence number is filled in when it is sent.
+fn message(kind: u16, flags: u16, family: u8, resource: u16, attributes: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(HEADERS + attributes.len()).unwrap_or(u32::MAX);
+    let mut bytes = Vec::with_capacity(HEADERS + attributes.len());
+    bytes.extend(length.to_ne_bytes());
+    bytes.extend(kind.to_ne_bytes());
+    bytes.extend(flags.to_ne_bytes());
+    bytes.extend([0; 8]);
+    bytes.extend([family, libc::NFNETLINK_V0 as u8]);
+    bytes.extend(resource.to_be_bytes());
+    bytes.extend(attributes);
+    bytes
+}
+
+/// A socket to nf_tables. The kernel answers within `send`, so nothing here ever waits.
+pub(super) struct Conversation {
+    socket: Socket,
+    sequence: u32,
+}
+
+impl Conversation {
+    pub(super) fn open() -> Result<Self> {
+        let failed = |cause| Error::io("open a netfilter netlink socket", cause);
+        let mut socket = Socket::new(NETLINK_NETFILTER).map_err(failed)?;
+        socket.bind_auto().map_err(failed)?;
+        socket.connect(&SocketAddr::new(0, 0)).map_err(failed)?;
+        Ok(Self { socket, sequence: 0 })
+    }
+
+    /// The flags of a table, `None` when there is no such table.
+    pub(super) fn table(&mut self, family: Family, table: &str) -> Result<Option<u32>> {
+        let action = "look for the masquerade table";
+        let mut attributes = Attributes::default();
+        attributes.text(libc::NFTA_TABLE_NAME as u16, table);
+        self.send(&[message(SUBSYSTEM << 8 | GET_TABLE, REQUEST, family.number(), 0, &attributes.0)], action)?;
+        let mut flags = None;
+        let answer = self.receive(action, |kind, content| {
+            if kind == SUBSYSTEM << 8 | NEW_TABLE {
+                flags = Some(attribute(content, libc::NFTA_TABLE_FLAGS as u16).map_or(0, number));
+            }
+            true
+        });
+        match answer {
+            Err(error) if error.is_not_found() => Ok(None),
+            other => other.map(|()| flags),
+        }
+    }
+
+    /// Chain and comment of every rule of a table, in order.
+    pub(super) fn rule_comments(&mut self, family: Family, table: &str) -> Result<Vec<(String, String)>> {
+        let action = "list the masquerade rules";
+        let mut filter = Attributes::default();
+        filter.text(libc::NFTA_RULE_TABLE as u16, table);
+        self.send(&[message(SUBSYSTEM << 8 | GET_RULE, REQUEST | DUMP, family.number(), 0, &filter.0)], action)?;
+        let mut found = Vec::new();
+        self.receive(action, |kind, content| {
+            let of_table = attribute(content, libc::NFTA_RULE_TABLE as u16).map(text).as_deref() == Some(table);
+            if kind == SUBSYSTEM << 8 | NEW_RULE && of_table {
+                let chain = attribute(content, libc::NFTA_RULE_CHAIN as u16).map(text).unwrap_or_default();
+                let data = attribute(content, libc::NFTA_RULE_USERDATA as u16).unwrap_or_default();
+                found.push((chain, data.get(2..).map(text).unwrap_or_default()));
+            }
+            false
+        })?;
+        Ok(found)
+    }
+
+    /// Sends a batch as one transaction.
+    pub(super) fn commit(&mut self, batch: Batch, action: &str) -> Result<()> {
+        let begin = message(BATCH_BEGIN, REQUEST, libc::AF_UNSPEC as u8, SUBSYSTEM, &[]);
+        let end = message(BATCH_END, REQUEST, libc::AF_UNSPEC as u8, SUBSYSTEM, &[]);
+        let mut left = batch.0.len();
+        let messages: Vec<_> = std::iter::once(begin).chain(batch.0).chain([end]).collect();
+        self.send(&messages, action)?;
+        self.receive(action, |_, _| {
+            left -= 1;
+            left == 0
+        })
+    }
+
+    fn send(&mut self, messages: &[Vec<u8>], action: &str) -> Result<()> {
+        let mut bytes = Vec::new();
+        for message in messages {
+            self.sequence += 1;
+            let start = bytes.len();
+            bytes.extend(message);
+            if let Some(place) = bytes.get_mut(start + 8..start + 12) {
+                place.copy_from_slice(&self.sequence.to_ne_bytes());
+            }
+        }
+        let sent = self.socket.send(&bytes, 0).map_err(|e| Error::io(action, e))?;
+        if sent == bytes.len() { Ok(()) } else { Err(protocol(action, "the request was cut short")) }
+    }
+
+    /// Passes each answer (an acknowledgement has kind `NLMSG_ERROR`) to `take` until that says it was the last, or
+    /// until the end of a dump.
+    fn receive(&mut self, action: &str, mut take: impl FnMut(u16, &[u8]) -> bool) -> Result<()> {
+        loop {
+            let mut buffer = Vec::with_capacity(RECEIVE);
+            match self.socket.recv(&mut buffer, libc::MSG_DONTWAIT) {
+                Ok(_) => {}
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Err(protocol(action, "no answer")),
+                Err(e) => return Err(Error::io(action, e)),
+            }
+            let mut rest = buffer.as_slice();
+            while let Some((header, content, next)) = split(rest) {
+                rest = next;
+                if header.flags & DUMP_INTERRUPTED != 0 {
+                    return Err(protocol(action, "the rules changed meanwhile"));
+                }
+                match i32::from(header.kind) {
+                    libc::NLMSG_DONE => return Ok(()),
+                    libc::NLMSG_ERROR => failure(content, action)?,
+                    _ => {}
+                }
+                if take(header.kind, content.get(4..).unwrap_or_default()) {
+                    return Ok(());
+                }
+            }
+        }
+    }
+}
+
+struct Header {
+    kind: u16,
+    flags: u16,
+}
+
+/// Splits the first message off: its header, what follows the header, and the messages behind it.
+fn split(bytes: &[u8]) -> Option<(Header, &[u8], &[u8])> {
+    let length = usize::try_from(u32::from_ne_bytes(bytes.get(..4)?.try_into().ok()?)).ok()?;
+    let kind = u16::from_ne_bytes(bytes.get(4..6)?.try_into().ok()?);
+    let flags = u16::from_ne_bytes(bytes.get(6..8)?.try_into().ok()?);
+    let content = bytes.get(16..length)?;
+    let rest = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
+    Some((Header { kind, flags }, content, rest))
+}
+
+fn failure(content: &[u8], action: &str) -> Result<()> {
+    let code = content.get(..4).and_then(|code| code.try_into().ok()).map(i32::from_ne_bytes);
+    match code {
+        Some(0) => Ok(()),
+        Some(code) => {
+            Err(Error::Netlink { action: action.to_owned(), index: 0, errno: code.saturating_neg(), message: None })
+        }
+        None => Err(protocol(action, "an error without a number")),
+    }
+}
+
+fn protocol(action: &str, detail: &str) -> Error {
+    Error::Protocol { action: action.to_owned(), detail: detail.to_owned() }
+}
+
+fn attribute(mut bytes: &[u8], wanted: u16) -> Option<&[u8]> {
+    loop {
+        let length = usize::from(u16::from_ne_bytes(bytes.get(..2)?.try_into().ok()?));
+        let kind = u16::from_ne_bytes(bytes.get(2..4)?.try_into().ok()?);
+        let content = bytes.get(4..length)?;
+        if kind & TYPE_MASK == wanted {
+            return Some(content);
+        }
+        bytes = bytes.get(length.next_multiple_of(4)..)?;
+    }
+}
+
+fn number(content: &[u8]) -> u32 {
+    content.try_into().map(u32::from_be_bytes).unwrap_or_default()
+}
+
+fn text(content: &[u8]) -> String {
+    let end = content.iter().position(|byte| *byte == 0).unwrap_or(content.len());
+    String::from_utf8_lossy(content.get(..end).unwrap_or_default()).into_owned()
+}

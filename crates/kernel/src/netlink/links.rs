@@ -1,0 +1,292 @@
+//! Links: reading, making, changing.
+
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use netlink_packet_core::{DefaultNla, NLM_F_CREATE, NLM_F_EXCL};
+use netlink_packet_route::link::{
+    InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoVeth, LinkAttribute, LinkFlags, LinkInfo,
+    LinkMessage, LinkProtoInfoBridge,
+};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+
+use super::{Batch, Netlink};
+use crate::link::{Ifindex, Link, Mac};
+use crate::{Error, Result};
+
+/// Mode of a bridge port (linux/if_link.h): hairpin.
+const IFLA_BRPORT_MODE: u16 = 4;
+/// The longest name of a link, in bytes without the final zero (linux/if.h).
+pub(super) const NAME_MAX: usize = 15;
+
+/// A bridge to make.
+#[derive(Debug, Clone, Default)]
+pub struct BridgeSpec<'a> {
+    /// Its name, at most 15 bytes.
+    pub name: &'a str,
+    /// Its Ethernet address; without one the kernel takes the lowest of its ports', which changes with them.
+    pub mac: Option<Mac>,
+    /// The largest packet in bytes; 1500 by the kernel's choice.
+    pub mtu: Option<u32>,
+    /// The text that says whose it is.
+    pub alias: Option<&'a str>,
+}
+
+/// A pair of links to make, of which one end may be in another namespace.
+#[derive(Debug, Clone, Default)]
+pub struct VethSpec<'a> {
+    /// Name of our end, at most 15 bytes.
+    pub name: &'a str,
+    /// Ethernet address of our end; random by the kernel's choice.
+    pub mac: Option<Mac>,
+    /// The largest packet in bytes, of both ends.
+    pub mtu: Option<u32>,
+    /// The bridge that our end becomes a port of.
+    pub master: Option<Ifindex>,
+    /// The text that says whose our end is.
+    pub alias: Option<&'a str>,
+    /// Name of the other end.
+    pub peer_name: &'a str,
+    /// Ethernet address of the other end.
+    pub peer_mac: Option<Mac>,
+    /// The namespace that the other end is made in; ours if `None`.
+    pub peer_namespace: Option<BorrowedFd<'a>>,
+}
+
+impl Netlink {
+    /// Looks a link up by its name; `None` when there is none.
+    pub fn link(&mut self, name: &str) -> Result<Option<Link>> {
+        check_name(name)?;
+        let mut message = LinkMessage::default();
+        message.attributes.push(LinkAttribute::IfName(name.to_owned()));
+        self.one_link(&format!("look up link {name}"), message)
+    }
+
+    /// Looks a link up by its number; `None` when there is none.
+    pub fn link_by_index(&mut self, index: Ifindex) -> Result<Option<Link>> {
+        let mut message = LinkMessage::default();
+        message.header.index = index.0;
+        self.one_link(&format!("look up link {index}"), message)
+    }
+
+    /// Lists all links of the namespace.
+    pub fn links(&mut self) -> Result<Vec<Link>> {
+        self.socket.dump("list links", &RouteNetlinkMessage::GetLink(LinkMessage::default()), read_answer)
+    }
+
+    /// Makes a bridge, down and without ports, and returns its number.
+    ///
+    /// # Errors
+    /// [`Error::is_exists`] when a link has that name.
+    pub fn add_bridge(&mut self, spec: &BridgeSpec<'_>) -> Result<Ifindex> {
+        check_name(spec.name)?;
+        self.send(Batch::new().add_bridge(spec))?;
+        self.index_of(spec.name)
+    }
+
+    /// Makes a veth pair, both ends down, and returns the number of our end.
+    ///
+    /// # Errors
+    /// [`Error::is_exists`] when a link has one of the names.
+    pub fn add_veth(&mut self, spec: &VethSpec<'_>) -> Result<Ifindex> {
+        check_name(spec.name)?;
+        check_name(spec.peer_name)?;
+        self.send(Batch::new().add_veth(spec))?;
+        self.index_of(spec.name)
+    }
+
+    fn index_of(&mut self, name: &str) -> Result<Ifindex> {
+        let found = self.link(name)?.map(|link| link.index);
+        found.ok_or_else(|| Error::NotFound { what: format!("link {name}") })
+    }
+
+    fn one_link(&mut self, action: &str, message: LinkMessage) -> Result<Option<Link>> {
+        match self.socket.ask(action, RouteNetlinkMessage::GetLink(message), read_answer) {
+            Ok(link) => Ok(Some(link)),
+            Err(error) if error.is_not_found() => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+impl Batch {
+    /// Makes a bridge; two or fewer changes.
+    pub fn add_bridge(&mut self, spec: &BridgeSpec<'_>) -> &mut Self {
+        let mut message = LinkMessage::default();
+        message.attributes = own_attributes(spec.name, spec.mac, spec.mtu);
+        message.attributes.push(LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Bridge)]));
+        let flags = NLM_F_CREATE | NLM_F_EXCL;
+        self.push(RouteNetlinkMessage::NewLink(message), flags, format!("make bridge {}", spec.name));
+        self.alias_by_name(spec.name, spec.alias)
+    }
+
+    /// Makes a veth pair; two or fewer changes.
+    pub fn add_veth(&mut self, spec: &VethSpec<'_>) -> &mut Self {
+        let mut peer = LinkMessage::default();
+        peer.attributes = own_attributes(spec.peer_name, spec.peer_mac, spec.mtu);
+        peer.attributes.extend(spec.peer_namespace.map(|fd| LinkAttribute::NetNsFd(fd.as_raw_fd())));
+        let mut message = LinkMessage::default();
+        message.attributes = own_attributes(spec.name, spec.mac, spec.mtu);
+        message.attributes.extend(spec.master.map(|master| LinkAttribute::Controller(master.0)));
+        message.attributes.push(LinkAttribute::LinkInfo(vec![
+            LinkInfo::Kind(InfoKind::Veth),
+            LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(peer))),
+        ]));
+        let action = format!("make veth {} with other end {}", spec.name, spec.peer_name);
+        self.push(RouteNetlinkMessage::NewLink(message), NLM_F_CREATE | NLM_F_EXCL, action);
+        self.alias_by_name(spec.name, spec.alias)
+    }
+
+    /// Switches a link on.
+    pub fn set_up(&mut self, link: Ifindex) -> &mut Self {
+        self.set_flag_up(link, true)
+    }
+
+    /// Switches a link off.
+    pub fn set_down(&mut self, link: Ifindex) -> &mut Self {
+        self.set_flag_up(link, false)
+    }
+
+    /// Makes a link a port of a bridge, or of none.
+    pub fn set_master(&mut self, link: Ifindex, master: Option<Ifindex>) -> &mut Self {
+        let index = master.map_or(0, |master| master.0);
+        self.set(link, vec![LinkAttribute::Controller(index)], format!("make link {link} a port of {index}"))
+    }
+
+    /// Sets the largest packet in bytes.
+    pub fn set_mtu(&mut self, link: Ifindex, mtu: u32) -> &mut Self {
+        self.set(link, vec![LinkAttribute::Mtu(mtu)], format!("set MTU {mtu} of link {link}"))
+    }
+
+    /// Sets the Ethernet address.
+    pub fn set_mac(&mut self, link: Ifindex, mac: Mac) -> &mut Self {
+        self.set(link, vec![LinkAttribute::Address(mac.0.to_vec())], format!("set MAC {mac} of link {link}"))
+    }
+
+    /// Sets the text that says whose a link is, at most 255 bytes.
+    pub fn set_alias(&mut self, link: Ifindex, alias: &str) -> &mut Self {
+        self.set(link, vec![LinkAttribute::IfAlias(alias.to_owned())], format!("set alias of link {link}"))
+    }
+
+    /// Moves a link to another namespace under a new name.
+    pub fn move_to(&mut self, link: Ifindex, namespace: BorrowedFd<'_>, new_name: &str) -> &mut Self {
+        let attributes =
+            vec![LinkAttribute::NetNsFd(namespace.as_raw_fd()), LinkAttribute::IfName(new_name.to_owned())];
+        self.set(link, attributes, format!("move link {link} to another namespace as {new_name}"))
+    }
+
+    /// Deletes a link.
+    pub fn delete_link(&mut self, link: Ifindex) -> &mut Self {
+        let mut message = LinkMessage::default();
+        message.header.index = link.0;
+        self.push(RouteNetlinkMessage::DelLink(message), 0, format!("delete link {link}"))
+    }
+
+    /// Lets frames leave, or not, by the bridge port they came in by.
+    pub fn set_hairpin(&mut self, port: Ifindex, on: bool) -> &mut Self {
+        let mut message = LinkMessage::default();
+        message.header.interface_family = AddressFamily::Bridge;
+        message.header.index = port.0;
+        let mode = DefaultNla::new(IFLA_BRPORT_MODE, vec![u8::from(on)]);
+        message.attributes.push(LinkAttribute::ProtoInfoBridge(vec![LinkProtoInfoBridge::Other(mode)]));
+        self.push(RouteNetlinkMessage::SetLink(message), 0, format!("set hairpin {on} of bridge port {port}"))
+    }
+
+    fn set_flag_up(&mut self, link: Ifindex, up: bool) -> &mut Self {
+        let mut message = LinkMessage::default();
+        message.header.index = link.0;
+        message.header.change_mask = LinkFlags::Up;
+        message.header.flags = if up { LinkFlags::Up } else { LinkFlags::empty() };
+        let action = format!("set link {link} {}", if up { "up" } else { "down" });
+        self.push(RouteNetlinkMessage::SetLink(message), 0, action)
+    }
+
+    fn set(&mut self, link: Ifindex, attributes: Vec<LinkAttribute>, action: String) -> &mut Self {
+        let mut message = LinkMessage::default();
+        message.header.index = link.0;
+        message.attributes = attributes;
+        self.push(RouteNetlinkMessage::SetLink(message), 0, action)
+    }
+
+    /// The kernel takes no alias when a link is made (`net/core/rtnetlink.c:rtnl_create_link`).
+    fn alias_by_name(&mut self, name: &str, alias: Option<&str>) -> &mut Self {
+        let Some(alias) = alias else { return self };
+        let mut message = LinkMessage::default();
+        message.attributes =
+            vec![LinkAttribute::IfName(name.to_owned()), LinkAttribute::IfAlias(alias.to_owned())];
+        self.push(RouteNetlinkMessage::SetLink(message), 0, format!("set alias of link {name}"))
+    }
+}
+
+fn own_attributes(name: &str, mac: Option<Mac>, mtu: Option<u32>) -> Vec<LinkAttribute> {
+    let mut attributes = vec![LinkAttribute::IfName(name.to_owned())];
+    attributes.extend(mac.map(|mac| LinkAttribute::Address(mac.0.to_vec())));
+    attributes.extend(mtu.map(LinkAttribute::Mtu));
+    attributes
+}
+
+/// Refuses what the kernel refuses as well (`net/core/dev.c:dev_valid_name`), with a better message.
+fn check_name(name: &str) -> Result<()> {
+    let bad = name.is_empty()
+        || name.len() > NAME_MAX
+        || matches!(name, "." | "..")
+        || name.bytes().any(|byte| byte == b'/' || byte == b':' || byte == 0 || byte.is_ascii_whitespace());
+    if bad { Err(Error::Invalid { what: format!("link name {name:?}") }) } else { Ok(()) }
+}
+
+#[expect(clippy::wildcard_enum_match_arm, reason = "the message enum is foreign and open")]
+fn read_answer(message: RouteNetlinkMessage) -> Option<Link> {
+    match message {
+        RouteNetlinkMessage::NewLink(link) => Some(read_link(link)),
+        _ => None,
+    }
+}
+
+#[expect(clippy::wildcard_enum_match_arm, reason = "the attribute enum is foreign and open")]
+pub(crate) fn read_link(message: LinkMessage) -> Link {
+    let flags = message.header.flags;
+    let mut link = Link {
+        index: Ifindex(message.header.index),
+        name: String::new(),
+        mac: None,
+        mtu: 0,
+        up: flags.contains(LinkFlags::Up),
+        carrier: flags.contains(LinkFlags::LowerUp),
+        loopback: flags.contains(LinkFlags::Loopback),
+        kind: None,
+        master: None,
+        alias: None,
+        peer: None,
+        peer_namespace: None,
+        hairpin: None,
+    };
+    for attribute in message.attributes {
+        match attribute {
+            LinkAttribute::IfName(name) => link.name = name,
+            LinkAttribute::Address(bytes) => link.mac = <[u8; 6]>::try_from(bytes).ok().map(Mac),
+            LinkAttribute::Mtu(mtu) => link.mtu = mtu,
+            LinkAttribute::Controller(index) => link.master = Some(Ifindex(index)),
+            LinkAttribute::IfAlias(alias) => link.alias = Some(alias),
+            LinkAttribute::Link(index) => link.peer = Some(Ifindex(index)),
+            LinkAttribute::LinkNetNsId(id) => link.peer_namespace = Some(id),
+            LinkAttribute::LinkInfo(infos) => read_kind(&mut link, infos),
+            _ => {}
+        }
+    }
+    link
+}
+
+#[expect(clippy::wildcard_enum_match_arm, reason = "the attribute enum is foreign and open")]
+fn read_kind(link: &mut Link, infos: Vec<LinkInfo>) {
+    for info in infos {
+        match info {
+            LinkInfo::Kind(kind) => link.kind = Some(kind.to_string()),
+            LinkInfo::PortData(InfoPortData::BridgePort(port)) => {
+                link.hairpin = port.iter().find_map(|item| match item {
+                    InfoBridgePort::HairpinMode(on) => Some(*on),
+                    _ => None,
+                });
+            }
+            _ => {}
+        }
+    }
+}

@@ -1,0 +1,357 @@
+//! The bytes on the socket: sequence numbers, acknowledgements, dumps.
+
+use std::io;
+
+use netlink_packet_core::{
+    NLM_F_ACK, NLM_F_ACK_TLVS, NLM_F_CAPPED, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkBuffer,
+    NetlinkHeader, NetlinkMessage, NetlinkPayload, ParseableParametrized,
+};
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_sys::protocols::NETLINK_ROUTE;
+use netlink_sys::{Socket as RawSocket, SocketAddr};
+
+use super::batch::Request;
+use crate::{Error, Result};
+
+/// Dumps come in messages of at most 32 KiB (`net/netlink/af_netlink.c:netlink_dump`).
+const BUFFER: usize = 64 * 1024;
+/// Changes in one system call: their acknowledgements must fit the default receive buffer of 208 KiB.
+const CHUNK: usize = 64;
+/// How often a dump is asked for again when the table changed while it was read.
+const DUMP_ATTEMPTS: usize = 16;
+/// How often an answer that the kernel had no memory for is asked for again.
+const EAGAIN_ATTEMPTS: usize = 8;
+
+/// Length of `struct nlmsghdr`.
+const NETLINK_HEADER_LEN: usize = 16;
+
+const NLMSG_NOOP: u16 = 1;
+const NLMSG_ERROR: u16 = 2;
+const NLMSG_DONE: u16 = 3;
+const NLMSGERR_ATTR_MSG: u16 = 1;
+const NLA_TYPE_MASK: u16 = 0x3fff;
+
+/// A netlink socket with its sequence counter.
+pub(super) struct Socket {
+    raw: RawSocket,
+    sequence: u32,
+    buffer: Vec<u8>,
+}
+
+impl std::fmt::Debug for Socket {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Socket").field("sequence", &self.sequence).finish_non_exhaustive()
+    }
+}
+
+/// One netlink message of an answer, not yet understood.
+struct Part<'a> {
+    kind: u16,
+    flags: u16,
+    sequence: u32,
+    payload: &'a [u8],
+}
+
+/// What a dump ended with.
+enum Dump<T> {
+    Complete(Vec<T>),
+    Interrupted,
+}
+
+impl Socket {
+    pub(super) fn open() -> Result<Self> {
+        let failed = |e| Error::io("open an rtnetlink socket", e);
+        let mut raw = RawSocket::new(NETLINK_ROUTE).map_err(failed)?;
+        raw.bind_auto().map_err(failed)?;
+        raw.connect(&SocketAddr::new(0, 0)).map_err(failed)?;
+        // Better errors and filtered dumps; a kernel without them (before 4.20) works as well.
+        for option in [raw.set_ext_ack(true), raw.set_cap_ack(true), raw.set_netlink_get_strict_chk(true)] {
+            if let Err(error) = option {
+                tracing::debug!(%error, "this kernel lacks a netlink option");
+            }
+        }
+        Ok(Self { raw, sequence: 0, buffer: vec![0; BUFFER] })
+    }
+
+    /// Sends changes and waits for all acknowledgements; the first refusal is the error.
+    pub(super) fn change(&mut self, requests: &[Request]) -> Result<()> {
+        let mut first_error = None;
+        for (number, chunk) in requests.chunks(CHUNK).enumerate() {
+            let refused = self.change_chunk(chunk, number * CHUNK)?;
+            first_error = first_error.or(refused);
+        }
+        first_error.map_or(Ok(()), Err)
+    }
+
+    fn change_chunk(&mut self, chunk: &[Request], offset: usize) -> Result<Option<Error>> {
+        let first = self.sequence.wrapping_add(1);
+        let mut bytes = Vec::with_capacity(chunk.len() * 128);
+        for request in chunk {
+            self.sequence = self.sequence.wrapping_add(1);
+            append(
+                &mut bytes,
+                request.message.clone(),
+                request.flags | NLM_F_REQUEST | NLM_F_ACK,
+                self.sequence,
+            );
+        }
+        let action = || chunk.first().map(|request| request.action.clone()).unwrap_or_default();
+        self.transmit(&bytes, &action)?;
+        let mut open = chunk.len();
+        let mut refused: Option<(usize, Error)> = None;
+        while open > 0 {
+            let received = self.receive(&action)?;
+            for part in parts(self.buffer.get(..received).unwrap_or_default()) {
+                let place = part.sequence.wrapping_sub(first) as usize;
+                let Some(request) = chunk.get(place).filter(|_| part.kind == NLMSG_ERROR) else { continue };
+                open = open.saturating_sub(1);
+                if let Some((errno, message)) = refusal(&part)
+                    && refused.as_ref().is_none_or(|(earlier, _)| place < *earlier)
+                {
+                    let action = request.action.clone();
+                    refused = Some((place, Error::Netlink { action, index: offset + place, errno, message }));
+                }
+            }
+        }
+        Ok(refused.map(|(_, error)| error))
+    }
+
+    /// Asks for one object: the first message of the answer, read by `read`.
+    pub(super) fn ask<T>(
+        &mut self,
+        action: &str,
+        message: RouteNetlinkMessage,
+        read: impl Fn(RouteNetlinkMessage) -> Option<T>,
+    ) -> Result<T> {
+        for _ in 0..EAGAIN_ATTEMPTS {
+            match self.ask_once(action, message.clone(), &read) {
+                Err(error) if error.errno() == Some(libc::EAGAIN) => {}
+                other => return other,
+            }
+        }
+        self.ask_once(action, message, &read)
+    }
+
+    fn ask_once<T>(
+        &mut self,
+        action: &str,
+        message: RouteNetlinkMessage,
+        read: &impl Fn(RouteNetlinkMessage) -> Option<T>,
+    ) -> Result<T> {
+        let sequence = self.request(action, message, NLM_F_REQUEST | NLM_F_ACK)?;
+        let mut found = None;
+        loop {
+            let received = self.receive(&|| action.to_owned())?;
+            for part in parts(self.buffer.get(..received).unwrap_or_default()) {
+                if part.sequence != sequence || part.kind == NLMSG_NOOP {
+                    continue;
+                }
+                if part.kind == NLMSG_ERROR {
+                    return match refusal(&part) {
+                        Some((errno, message)) => {
+                            Err(Error::Netlink { action: action.to_owned(), index: 0, errno, message })
+                        }
+                        None => found.ok_or_else(|| protocol(action, "an acknowledgement without an answer")),
+                    };
+                }
+                found = found.or(read(decode(action, &part)?));
+            }
+        }
+    }
+
+    /// Asks for a whole table; what `read` refuses is left out.
+    ///
+    /// A dump that was not consistent because the table changed meanwhile (`NLM_F_DUMP_INTR`) is thrown away and asked
+    /// for again.
+    pub(super) fn dump<T>(
+        &mut self,
+        action: &str,
+        message: &RouteNetlinkMessage,
+        read: impl Fn(RouteNetlinkMessage) -> Option<T>,
+    ) -> Result<Vec<T>> {
+        for attempt in 0..DUMP_ATTEMPTS {
+            match self.dump_once(action, message.clone(), &read)? {
+                Dump::Complete(found) => return Ok(found),
+                Dump::Interrupted => tracing::debug!(action, attempt, "the table changed while it was read"),
+            }
+        }
+        let message = Some(format!("the table changed during each of {DUMP_ATTEMPTS} reads"));
+        Err(Error::Netlink { action: action.to_owned(), index: 0, errno: libc::EINTR, message })
+    }
+
+    fn dump_once<T>(
+        &mut self,
+        action: &str,
+        message: RouteNetlinkMessage,
+        read: &impl Fn(RouteNetlinkMessage) -> Option<T>,
+    ) -> Result<Dump<T>> {
+        let sequence = self.request(action, message, NLM_F_REQUEST | NLM_F_DUMP)?;
+        let mut found = Vec::new();
+        let mut interrupted = false;
+        loop {
+            let received = self.receive(&|| action.to_owned())?;
+            for part in parts(self.buffer.get(..received).unwrap_or_default()) {
+                if part.sequence != sequence || part.kind == NLMSG_NOOP {
+                    continue;
+                }
+                interrupted |= part.flags & NLM_F_DUMP_INTR != 0;
+                if part.kind == NLMSG_DONE || part.kind == NLMSG_ERROR {
+                    return match refusal(&part) {
+                        Some((libc::EINTR | libc::EAGAIN, _)) => Ok(Dump::Interrupted),
+                        Some((errno, message)) => {
+                            Err(Error::Netlink { action: action.to_owned(), index: 0, errno, message })
+                        }
+                        None if interrupted => Ok(Dump::Interrupted),
+                        None => Ok(Dump::Complete(found)),
+                    };
+                }
+                match decode(action, &part) {
+                    Ok(message) => found.extend(read(message)),
+                    // One exotic entry must not hide all others.
+                    Err(error) => tracing::warn!(%error, "left out an entry of a netlink table"),
+                }
+            }
+        }
+    }
+
+    fn request(&mut self, action: &str, message: RouteNetlinkMessage, flags: u16) -> Result<u32> {
+        self.sequence = self.sequence.wrapping_add(1);
+        let mut bytes = Vec::new();
+        append(&mut bytes, message, flags, self.sequence);
+        self.transmit(&bytes, &|| action.to_owned())?;
+        Ok(self.sequence)
+    }
+
+    fn transmit(&self, bytes: &[u8], action: &dyn Fn() -> String) -> Result<()> {
+        loop {
+            match self.raw.send(bytes, 0) {
+                Ok(sent) if sent == bytes.len() => return Ok(()),
+                Ok(sent) => {
+                    return Err(protocol(&action(), &format!("{sent} of {} bytes sent", bytes.len())));
+                }
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(Error::io(action(), e)),
+            }
+        }
+    }
+
+    /// Receives one datagram into the buffer and returns its length.
+    fn receive(&mut self, action: &dyn Fn() -> String) -> Result<usize> {
+        loop {
+            let mut space = self.buffer.as_mut_slice();
+            match self.raw.recv(&mut space, libc::MSG_TRUNC) {
+                Ok(length) if length <= BUFFER => return Ok(length),
+                Ok(length) => return Err(protocol(&action(), &format!("a datagram of {length} bytes"))),
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(Error::io(action(), e)),
+            }
+        }
+    }
+}
+
+fn protocol(action: &str, detail: &str) -> Error {
+    Error::Protocol { action: action.to_owned(), detail: detail.to_owned() }
+}
+
+/// Appends one message with its header to a buffer that is to be sent.
+fn append(bytes: &mut Vec<u8>, message: RouteNetlinkMessage, flags: u16, sequence: u32) {
+    let mut header = NetlinkHeader::default();
+    header.flags = flags;
+    header.sequence_number = sequence;
+    let mut packet = NetlinkMessage::new(header, NetlinkPayload::InnerMessage(message));
+    packet.finalize();
+    let start = bytes.len();
+    let length = packet.buffer_len();
+    bytes.resize(start + length.next_multiple_of(4), 0);
+    if let Some(space) = bytes.get_mut(start..start + length) {
+        packet.serialize(space);
+    }
+}
+
+/// Splits a datagram into its messages; what is cut short is left out.
+fn parts(mut bytes: &[u8]) -> impl Iterator<Item = Part<'_>> {
+    std::iter::from_fn(move || {
+        let packet = NetlinkBuffer::new_checked(bytes).ok()?;
+        let length = packet.length() as usize;
+        let part = Part {
+            kind: packet.message_type(),
+            flags: packet.flags(),
+            sequence: packet.sequence_number(),
+            payload: bytes.get(NETLINK_HEADER_LEN..length)?,
+        };
+        bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
+        Some(part)
+    })
+}
+
+fn decode(action: &str, part: &Part<'_>) -> Result<RouteNetlinkMessage> {
+    RouteNetlinkMessage::parse_with_param(part.payload, part.kind)
+        .map_err(|e| protocol(action, &e.to_string()))
+}
+
+/// Reads the error number and the kernel's words from `NLMSG_ERROR` or `NLMSG_DONE`; `None` is success.
+fn refusal(part: &Part<'_>) -> Option<(i32, Option<String>)> {
+    let code: [u8; 4] = part.payload.get(..4)?.try_into().ok()?;
+    let errno = i32::from_ne_bytes(code).checked_neg().filter(|errno| *errno > 0)?;
+    Some((errno, extended_text(part)))
+}
+
+/// Finds `NLMSGERR_ATTR_MSG` behind the request's header, or behind the whole request where that was not cut off.
+fn extended_text(part: &Part<'_>) -> Option<String> {
+    if part.flags & NLM_F_ACK_TLVS == 0 {
+        return None;
+    }
+    let mut rest = part.payload.get(4..)?;
+    if part.kind == NLMSG_ERROR {
+        let length: [u8; 4] = rest.get(..4)?.try_into().ok()?;
+        let capped = part.flags & NLM_F_CAPPED != 0;
+        let skip = if capped { NETLINK_HEADER_LEN } else { u32::from_ne_bytes(length) as usize };
+        rest = rest.get(skip.next_multiple_of(4)..)?;
+    }
+    while let [l0, l1, t0, t1, tail @ ..] = rest {
+        let length = usize::from(u16::from_ne_bytes([*l0, *l1]));
+        let value = tail.get(..length.checked_sub(4)?)?;
+        if u16::from_ne_bytes([*t0, *t1]) & NLA_TYPE_MASK == NLMSGERR_ATTR_MSG {
+            let text = value.split(|byte| *byte == 0).next().unwrap_or_default();
+            return Some(String::from_utf8_lossy(text).into_owned());
+        }
+        rest = rest.get(length.next_multiple_of(4)..)?;
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn error_part(payload: &[u8], flags: u16) -> Option<(i32, Option<String>)> {
+        refusal(&Part { kind: NLMSG_ERROR, flags, sequence: 1, payload })
+    }
+
+    #[test]
+    fn an_extended_text_is_found_behind_a_capped_header() {
+        let mut payload = (-22_i32).to_ne_bytes().to_vec();
+        payload.extend([0; NETLINK_HEADER_LEN]);
+        payload.extend([6, 0, 7, 0, 9, 9, 0, 0]);
+        payload.extend([8, 0, 1, 0]);
+        payload.extend(b"why\0");
+        assert_eq!(error_part(&payload, NLM_F_CAPPED | NLM_F_ACK_TLVS), Some((22, Some("why".to_owned()))));
+        assert_eq!(error_part(&payload, NLM_F_CAPPED), Some((22, None)));
+    }
+
+    #[test]
+    fn cut_short_answers_are_no_panic() {
+        let whole = [255, 255, 255, 255, 40, 0, 0, 0, 1, 2, 3];
+        for length in 0..whole.len() {
+            error_part(&whole[..length], NLM_F_ACK_TLVS);
+            assert_eq!(parts(&whole[..length]).count(), 0);
+        }
+        let zero = [0; 20];
+        assert_eq!(parts(&zero).count(), 0);
+    }
+
+    #[test]
+    fn an_acknowledgement_is_no_refusal() {
+        assert_eq!(error_part(&[0; 20], 0), None);
+    }
+}

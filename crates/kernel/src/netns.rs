@@ -1,0 +1,158 @@
+//! Network namespaces.
+//!
+//! A thread that has changed its namespace is never given back to anyone else: [`Namespace::run`] and
+//! [`Namespace::create`] start a thread of their own, and the process keeps the namespace it was started in.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sched::{CloneFlags, setns, unshare};
+
+use crate::{Error, Result};
+
+/// Where named network namespaces live; `ip netns` looks here too.
+pub const NETNS_DIR: &str = "/run/netns";
+
+mod ioctl {
+    nix::ioctl_none_bad!(
+        /// `NS_GET_NSTYPE` (linux/nsfs.h): tells the `CLONE_NEW*` flag of the namespace behind a descriptor.
+        namespace_type,
+        nix::request_code_none!(0xb7, 3)
+    );
+}
+
+/// An open network namespace; it lives at least as long as this value.
+#[derive(Debug)]
+pub struct Namespace {
+    file: File,
+    path: PathBuf,
+}
+
+impl Namespace {
+    /// Makes a new namespace and binds it to `path`, so that it outlives the process.
+    ///
+    /// Only a loopback link is in it, and that is down. Missing parent directories are made.
+    ///
+    /// # Errors
+    /// [`Error::is_exists`] when something is at `path`; nothing is left behind on any error.
+    pub fn create(path: &Path) -> Result<Self> {
+        if let Some(parent) = path.parent() {
+            fs::create_dir_all(parent)
+                .map_err(|e| Error::io(format!("make directory {}", parent.display()), e))?;
+        }
+        OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .mode(0o444)
+            .open(path)
+            .map_err(|e| Error::io(format!("make {}", path.display()), e))?;
+        let made =
+            on_own_thread(|| bind_new_namespace(path)).and_then(|done| done).and_then(|()| Self::open(path));
+        if made.is_err() {
+            let _ = umount2(path, MntFlags::MNT_DETACH);
+            let _ = fs::remove_file(path);
+        }
+        made
+    }
+
+    /// Opens the namespace bound to `path`, such as `/run/netns/w1` or `/proc/4711/ns/net`.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`]-like when nothing is there; [`Error::Invalid`] when it is not a network namespace.
+    pub fn open(path: &Path) -> Result<Self> {
+        let file = OpenOptions::new()
+            .read(true)
+            .custom_flags(libc::O_CLOEXEC)
+            .open(path)
+            .map_err(|e| Error::io(format!("open network namespace {}", path.display()), e))?;
+        // SAFETY: the request takes no argument and the descriptor is open.
+        match unsafe { ioctl::namespace_type(file.as_raw_fd()) } {
+            Ok(libc::CLONE_NEWNET) => Ok(Self { file, path: path.to_owned() }),
+            Ok(_) | Err(_) => Err(Error::Invalid { what: format!("network namespace {}", path.display()) }),
+        }
+    }
+
+    /// Opens the namespace of the calling thread.
+    pub fn current() -> Result<Self> {
+        Self::open(Path::new("/proc/thread-self/ns/net"))
+    }
+
+    /// Takes the namespace's name away; it ends with its last process or open descriptor. Absent is success.
+    pub fn remove(path: &Path) -> Result<()> {
+        match umount2(path, MntFlags::MNT_DETACH) {
+            // EINVAL: not a mount point, such as after a crash between making the file and binding it.
+            Ok(()) | Err(Errno::EINVAL | Errno::ENOENT) => {}
+            Err(errno) => return Err(Error::sys(format!("unmount {}", path.display()), errno)),
+        }
+        match fs::remove_file(path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                Err(Error::io(format!("remove {}", path.display()), e))
+            }
+            Ok(()) | Err(_) => Ok(()),
+        }
+    }
+
+    /// The open descriptor, for instance to create a link in this namespace.
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+
+    /// The path this was opened by.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether both are one namespace, whatever paths they were opened by.
+    pub fn is_same(&self, other: &Self) -> Result<bool> {
+        Ok(self.identity()? == other.identity()?)
+    }
+
+    /// Runs `work` in this namespace on a thread of its own and waits for it.
+    ///
+    /// Sockets that `work` opens stay in this namespace, whoever uses them later. A panic of `work` goes on in the
+    /// caller.
+    pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T> {
+        on_own_thread(|| {
+            setns(self.fd(), CloneFlags::CLONE_NEWNET).map_err(|errno| {
+                Error::sys(format!("enter network namespace {}", self.path.display()), errno)
+            })?;
+            Ok(work())
+        })?
+    }
+
+    /// Device and inode on nsfs: what tells namespaces apart.
+    fn identity(&self) -> Result<(u64, u64)> {
+        let meta = self.file.metadata().map_err(|e| Error::io(format!("stat {}", self.path.display()), e))?;
+        Ok((meta.dev(), meta.ino()))
+    }
+}
+
+impl AsFd for Namespace {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd()
+    }
+}
+
+/// Moves the calling thread to a new namespace and binds that to the existing file `path`.
+fn bind_new_namespace(path: &Path) -> Result<()> {
+    unshare(CloneFlags::CLONE_NEWNET).map_err(|errno| Error::sys("make a network namespace", errno))?;
+    mount(Some("/proc/thread-self/ns/net"), path, None::<&str>, MsFlags::MS_BIND, None::<&str>)
+        .map_err(|errno| Error::sys(format!("bind a network namespace to {}", path.display()), errno))
+}
+
+/// Runs `work` on a thread that ends with it.
+fn on_own_thread<T: Send>(work: impl FnOnce() -> T + Send) -> Result<T> {
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new()
+            .name("netns".to_owned())
+            .spawn_scoped(scope, work)
+            .map_err(|e| Error::io("start a thread", e))?;
+        Ok(thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+    })
+}

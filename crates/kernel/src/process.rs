@@ -1,0 +1,83 @@
+//! Processes by their number.
+
+use nix::errno::Errno;
+use nix::unistd::Pid;
+
+use crate::{Error, Result};
+
+/// What can be told to a process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Signal {
+    /// `SIGTERM`: end in an orderly way.
+    Terminate,
+    /// `SIGKILL`: end now; cannot be caught.
+    Kill,
+    /// `SIGINT`: what Ctrl-C sends.
+    Interrupt,
+    /// `SIGHUP`.
+    Hangup,
+    /// `SIGUSR1`.
+    User1,
+    /// `SIGSTOP`: halt until [`Signal::Continue`]; cannot be caught.
+    Stop,
+    /// `SIGCONT`.
+    Continue,
+}
+
+/// Sends `signal` to the process `pid`.
+///
+/// # Errors
+/// [`Error::is_not_found`] when there is no such process.
+pub fn kill(pid: u32, signal: Signal) -> Result<()> {
+    let target = pid_of(pid)?;
+    nix::sys::signal::kill(target, number(signal))
+        .map_err(|errno| Error::sys(format!("send {signal:?} to process {pid}"), errno))
+}
+
+/// Whether a process with this number exists; a zombie counts.
+pub fn exists(pid: u32) -> bool {
+    match pid_of(pid) {
+        Ok(target) => !matches!(nix::sys::signal::kill(target, None), Err(Errno::ESRCH)),
+        Err(_) => false,
+    }
+}
+
+/// Whether the effective user is root.
+pub fn is_root() -> bool {
+    nix::unistd::geteuid().is_root()
+}
+
+/// Refuses 0 and what would be negative: kill(2) takes those as groups of processes.
+fn pid_of(pid: u32) -> Result<Pid> {
+    match i32::try_from(pid) {
+        Ok(raw) if raw > 0 => Ok(Pid::from_raw(raw)),
+        Ok(_) | Err(_) => Err(Error::Invalid { what: format!("process id {pid}") }),
+    }
+}
+
+fn number(signal: Signal) -> nix::sys::signal::Signal {
+    use nix::sys::signal::Signal as Nix;
+    match signal {
+        Signal::Terminate => Nix::SIGTERM,
+        Signal::Kill => Nix::SIGKILL,
+        Signal::Interrupt => Nix::SIGINT,
+        Signal::Hangup => Nix::SIGHUP,
+        Signal::User1 => Nix::SIGUSR1,
+        Signal::Stop => Nix::SIGSTOP,
+        Signal::Continue => Nix::SIGCONT,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_that_mean_groups_are_refused() {
+        for pid in [0, u32::MAX, i32::MAX as u32 + 1] {
+            assert!(matches!(kill(pid, Signal::Continue), Err(Error::Invalid { .. })));
+        }
+        assert!(exists(std::process::id()));
+    }
+}
