@@ -22,6 +22,8 @@ pub mod exec;
 pub mod file;
 pub mod link;
 pub mod lock;
+#[cfg(feature = "monitor")]
+pub mod monitor;
 pub mod mount;
 pub mod netlink;
 pub mod netns;

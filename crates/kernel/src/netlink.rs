@@ -21,9 +21,15 @@ use crate::link::{Ifindex, Mac};
 use crate::netns::Namespace;
 
 pub use addresses::Address;
+#[cfg(feature = "monitor")]
+pub(crate) use addresses::read_address;
 pub use batch::Batch;
+#[cfg(feature = "monitor")]
+pub(crate) use links::read_link;
 pub use links::{BridgeSpec, VethSpec};
 pub use neighbours::{Neighbour, NeighbourState};
+#[cfg(feature = "monitor")]
+pub(crate) use routes::read_route;
 pub use routes::{ROUTE_PROTOCOL, Route, RouteFilter, RouteKind, Scope, TABLE_LOCAL, TABLE_MAIN};
 
 use socket::Socket;

@@ -17,26 +17,25 @@ pub struct SystemExec;
 
 impl Exec for SystemExec {
     fn run(&self, program: &Path, args: &[&str], stdin: &[u8], timeout: Duration) -> Result<Output> {
-        let deadline = Deadline::after(timeout);
-        let mut child =
+        let child =
             start(program, args).map_err(|cause| Error::Exec { program: program.to_owned(), cause })?;
-        let ran = Conversation::new(&mut child).and_then(|mut talk| talk.run(&mut child, stdin, deadline));
-        match ran {
-            Ok(Some(output)) => Ok(output),
-            Ok(None) => {
-                end_group(&mut child);
-                Err(Error::Timeout {
-                    action: format!("run {}", program.display()),
-                    limit: timeout,
-                    hint: None,
-                })
-            }
-            Err(cause) => {
-                end_group(&mut child);
-                Err(Error::io(format!("run {}", program.display()), cause))
-            }
-        }
+        converse(program, child, stdin, timeout)
     }
+}
+
+/// Runs a started child with three pipes, the leader of a process group, to its end.
+pub(super) fn converse(program: &Path, mut child: Child, stdin: &[u8], timeout: Duration) -> Result<Output> {
+    let deadline = Deadline::after(timeout);
+    let ran = Conversation::new(&mut child).and_then(|mut talk| talk.run(&mut child, stdin, deadline));
+    let error = match ran {
+        Ok(Some(output)) => return Ok(output),
+        Ok(None) => {
+            Error::Timeout { action: format!("run {}", program.display()), limit: timeout, hint: None }
+        }
+        Err(cause) => Error::io(format!("run {}", program.display()), cause),
+    };
+    end_group(&mut child);
+    Err(error)
 }
 
 #[expect(clippy::disallowed_methods, reason = "this module is where processes are started")]

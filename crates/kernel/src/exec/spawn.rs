@@ -10,8 +10,8 @@ use std::path::PathBuf;
 use std::process::{ChildStderr, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
-use super::PROGRAM_PATH;
-use super::run::{code_of, pidfd_open, wait_for_end};
+use super::run::{code_of, converse, pidfd_open, wait_for_end};
+use super::{Output, PROGRAM_PATH};
 use crate::clock::Deadline;
 use crate::netns::Namespace;
 use crate::process::{self, Signal};
@@ -69,6 +69,20 @@ impl Spawn {
     /// # Errors
     /// [`Error::Exec`] when the program cannot be started; an absent namespace or cgroup is named.
     pub fn start(&self) -> Result<Child> {
+        Ok(Child { inner: self.launch()?, name: self.program.display().to_string() })
+    }
+
+    /// Starts it and runs it to its end like [`super::Exec::run`], but where and with what environment this value says.
+    ///
+    /// What this value says about the standard streams and the process group does not count.
+    pub fn output(&self, stdin: &[u8], timeout: Duration) -> Result<Output> {
+        let mut spawn = self.clone();
+        (spawn.stdin, spawn.stdout, spawn.stderr) = (Stream::Pipe, Stream::Pipe, Stream::Pipe);
+        spawn.own_group = true;
+        converse(&self.program, spawn.launch()?, stdin, timeout)
+    }
+
+    fn launch(&self) -> Result<std::process::Child> {
         let mut command = self.command()?;
         let namespace = self.netns.as_deref().map(Namespace::open).transpose()?;
         let cgroup = self.cgroup.as_ref().map(|path| open_procs(path)).transpose()?;
@@ -88,8 +102,7 @@ impl Spawn {
         // SAFETY: between fork and exec the closure makes only write, setns and prctl calls on memory and descriptors
         // that were prepared before; it takes no lock and allocates nothing.
         unsafe { command.pre_exec(prepare) };
-        let child = command.spawn().map_err(|cause| Error::Exec { program: self.program.clone(), cause })?;
-        Ok(Child { inner: child, name: self.program.display().to_string() })
+        command.spawn().map_err(|cause| Error::Exec { program: self.program.clone(), cause })
     }
 
     #[expect(clippy::disallowed_methods, reason = "this module is where processes are started")]

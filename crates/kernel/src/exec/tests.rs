@@ -113,3 +113,11 @@ fn an_absent_namespace_is_named() {
     let error = spawn.start().unwrap_err();
     assert!(error.is_not_found() && error.to_string().contains("nd-no-such"), "{error}");
 }
+
+#[test]
+fn a_spawned_command_runs_to_its_end_with_its_own_environment() {
+    let mut spawn = Spawn::new("/bin/sh", ["-c", "cat; echo $COLOUR; exit 4"]);
+    spawn.env.push(("COLOUR".into(), "blue".into()));
+    let output = spawn.output(b"in\n", LONG).unwrap();
+    assert_eq!((output.status, output.stdout.as_slice()), (4, b"in\nblue\n".as_slice()));
+}
