@@ -5,6 +5,8 @@ mod print;
 mod run;
 mod status;
 
+pub(crate) use print::out;
+
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;

@@ -158,19 +158,14 @@ impl Default for IptablesOptions {
 }
 
 /// eBPF backend.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 pub(crate) struct EbpfOptions {
     /// The cgroup v2 directory whose sockets are balanced. Default: the root of the cgroup2 mount.
     pub(crate) cgroup_root: Option<PathBuf>,
-    /// Where programs and maps are pinned; a bpffs is mounted there if it is not on one.
-    pub(crate) pin_dir: PathBuf,
-}
-
-impl Default for EbpfOptions {
-    fn default() -> Self {
-        Self { cgroup_root: None, pin_dir: PathBuf::from("/sys/fs/bpf/netd") }
-    }
+    /// Where programs and maps are pinned; a bpffs is mounted there if it is not on one. Default:
+    /// `/sys/fs/bpf/netd`, or `/run/netd/bpf` where `/sys/fs/bpf` is no bpffs.
+    pub(crate) pin_dir: Option<PathBuf>,
 }
 
 /// Pod routes between nodes.

@@ -57,7 +57,7 @@ pub(crate) struct Surroundings {
 /// # Errors
 /// When the configuration or the host does not let netd run, or a part ends for good.
 pub(crate) async fn run(config: Config) -> Result<()> {
-    require_root()?;
+    require_root("netd run")?;
     let node: Arc<str> = node_name(&config)?.into();
     let (publisher, subscriber) = netd_watch::channel();
     let board = Arc::new(Board::new(node.to_string(), subscriber.clone(), config.cni.data_dir.clone()));
@@ -81,11 +81,12 @@ pub(crate) async fn run(config: Config) -> Result<()> {
     outcome
 }
 
-fn require_root() -> Result<(), HostError> {
+/// Fails when the process is not root, saying what to do.
+pub(crate) fn require_root(command: &str) -> Result<(), HostError> {
     if netd_kernel::process::is_root() {
         return Ok(());
     }
-    Err(HostError("netd run needs root (it programs the kernel's network): run it with sudo".to_owned()))
+    Err(HostError(format!("{command} needs root (it programs the kernel's network): run it with sudo")))
 }
 
 fn node_name(config: &Config) -> Result<String> {
@@ -95,7 +96,7 @@ fn node_name(config: &Config) -> Result<String> {
     if let Ok(name) = std::env::var("NODE_NAME") {
         return Ok(name);
     }
-    netd_kernel::process::hostname().context("read the host name; set nodeName in the configuration")
+    netd_kernel::sysctl::read("kernel/hostname").context("read the host name; set nodeName in the configuration")
 }
 
 fn serve_state(context: &Surroundings, tasks: &mut JoinSet<Result<()>>) -> Result<()> {
