@@ -1,4 +1,5 @@
-//! The whole cluster: control plane on `m-k8s`, workers `w1` and `w2`, and `ext`, a host on the LAN that is no node.
+//! The whole cluster: control plane on `m-k8s`, workers `w1` and `w2`, and `ext`, a host on the LAN that is no node
+//! and the name server for names outside the cluster.
 
 use std::path::PathBuf;
 use std::thread;
@@ -245,7 +246,10 @@ fn start_all(run: &Run, dataplane: Dataplane) -> Result<Cluster> {
     let cluster =
         Cluster { run: run.clone(), binaries, plane, control, workers, outside, kubectl, dataplane };
     cluster.apply(&base_objects())?;
+    let resolver = format!("nameserver {}\n", OUTSIDE.1);
+    cluster.outside.spawn("dns", &[&cluster.binaries.own("probe"), "dns"])?;
     for machine in cluster.nodes() {
+        machine.write("/etc/resolv.conf", &resolver)?;
         netd::install(machine, &cluster.binaries)?;
         netd::configure(machine, &cluster.plane, dataplane)?;
     }

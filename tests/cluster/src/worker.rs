@@ -60,7 +60,6 @@ pub fn start(
     images: &[PathBuf],
 ) -> Result<()> {
     machine.write("/etc/containerd/config.toml", CONTAINERD)?;
-    machine.write("/etc/resolv.conf", "nameserver 192.168.1.1\n")?;
     machine.spawn("containerd", &["containerd", "--config", "/etc/containerd/config.toml"])?;
     eventually("containerd", DEADLINE, || machine.check(&["ctr", "version"], "").map(drop))?;
     for image in images {

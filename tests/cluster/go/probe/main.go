@@ -20,7 +20,7 @@ func main() {
 
 func run(args []string) error {
 	if len(args) == 0 {
-		return errors.New("usage: probe pause|serve|agent [flags]")
+		return errors.New("usage: probe pause|serve|agent|dns [flags]")
 	}
 	stop := make(chan os.Signal, 1)
 	signal.Notify(stop, syscall.SIGTERM, syscall.SIGINT)
@@ -44,6 +44,13 @@ func run(args []string) error {
 			return err
 		}
 		return agent(*socket, stop)
+	case "dns":
+		flags := flag.NewFlagSet("dns", flag.ContinueOnError)
+		listen := flags.String("listen", ":53", "UDP address")
+		if err := flags.Parse(args[1:]); err != nil {
+			return err
+		}
+		return serveDNS(*listen, stop)
 	default:
 		return fmt.Errorf("unknown command %q", args[0])
 	}

@@ -62,6 +62,8 @@ pub(super) fn names(cluster: &Cluster) -> Result<()> {
         ensure!(srv == [format!("80 {service}.")], "SRV is {srv:?}");
         let ptr = look("PTR", &web.cluster_ip)?;
         ensure!(ptr == [format!("{service}.")], "PTR is {ptr:?}");
+        // Asked of the server outside, by the node's own resolver configuration.
+        ensure!(look("A", "outside.test")? == ["203.0.113.7"], "A outside.test");
         for missing in [format!("nobody.{NAMESPACE}.svc.{DOMAIN}."), format!("nobody.{DOMAIN}.")] {
             match probe.lookup("A", &missing)? {
                 Ok(found) => anyhow::bail!("{missing} is {found:?}"),
