@@ -76,7 +76,7 @@ impl Planes {
 
     /// eBPF, with iptables beside it for what a socket hook cannot see, where the host has iptables.
     fn with_ebpf(config: &Config, requested: DataplaneChoice, mut reason: String) -> Result<Self> {
-        let mut planes = vec![Plane::new(Box::new(netd_bpf::Bpf::new(bpf_config(config))?))];
+        let mut planes = vec![Plane::new(Box::new(netd_bpf::EbpfDataplane::new(bpf_config(config))?))];
         match iptables(config) {
             Ok(iptables) => planes.push(Plane::new(Box::new(iptables))),
             Err(error) => {
@@ -134,7 +134,7 @@ impl Planes {
 /// Every dataplane that the host has the means to look at; for cleaning up.
 pub(crate) fn every(config: &Config) -> Vec<Box<dyn Dataplane>> {
     let mut all: Vec<Box<dyn Dataplane>> = Vec::new();
-    match netd_bpf::Bpf::new(bpf_config(config)) {
+    match netd_bpf::EbpfDataplane::new(bpf_config(config)) {
         Ok(bpf) => all.push(Box::new(bpf)),
         Err(error) => info!(%error, "no eBPF to clean up"),
     }
@@ -163,6 +163,5 @@ fn bpf_config(config: &Config) -> netd_bpf::Config {
     netd_bpf::Config {
         cgroup_root: config.proxy.ebpf.cgroup_root.clone(),
         pin_dir: config.proxy.ebpf.pin_dir.clone(),
-        ..netd_bpf::Config::default()
     }
 }

@@ -251,12 +251,13 @@ fn watch(load: &mut AgentHandle, report: &Report, what: &str, duration: Duration
     Ok(())
 }
 
-/// Waits until every connection that is on its way now has ended.
+/// Waits until the connections that are on their way now have ended: a quarter of a second's worth of later
+/// ones has been answered by then.
 fn settle(load: &mut AgentHandle) -> Result<()> {
-    let now = load.counts()?.attempts;
+    let enough = load.counts()?.attempts + u64::from(RATE / 4);
     let done = eventually(Duration::from_secs(5), || {
         let counts: Counts = load.counts().ok()?;
-        (counts.attempts - counts.in_flight >= now).then_some(())
+        (counts.attempts.saturating_sub(counts.in_flight) >= enough).then_some(())
     });
     done.context("connections did not end within 5 s")
 }
