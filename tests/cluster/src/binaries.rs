@@ -15,8 +15,6 @@ pub const KUBERNETES_VERSION: &str = "v1.36.3";
 
 const COMMANDS: [&str; 5] =
     ["kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kubectl"];
-/// Where else to look, the profile xtask builds for tests first.
-const PROFILE_DIRS: [&str; 3] = ["fast", "release", "debug"];
 
 /// Paths of all programs.
 #[derive(Debug, Clone)]
@@ -30,7 +28,7 @@ impl Binaries {
     /// Finds or builds every program. The first build of Kubernetes takes minutes and is cached outside the work tree.
     ///
     /// # Errors
-    /// When something cannot be built, or netd has not been built.
+    /// When something cannot be built.
     pub fn prepare(run: &Run) -> Result<Binaries> {
         Ok(Binaries { kubernetes: kubernetes()?, own: build_own(run)?, netd: netd_dir()? })
     }
@@ -135,21 +133,34 @@ fn build_own(run: &Run) -> Result<PathBuf> {
     Ok(dir)
 }
 
-/// The directory with netd and netd-cni: `$NETD_BIN_DIR`, or beside this test binary.
+/// The directory with netd and netd-cni: `$NETD_BIN_DIR`, or they are built, with the profile of this test binary.
 fn netd_dir() -> Result<PathBuf> {
-    let candidates: Vec<PathBuf> = match env::var_os("NETD_BIN_DIR") {
-        Some(dir) => vec![dir.into()],
-        None => {
-            let own = env::current_exe()?;
-            let beside = own.parent().and_then(Path::parent).context("the test binary has no directory")?;
-            let target = beside.parent().unwrap_or(beside);
-            let others = PROFILE_DIRS.iter().map(|profile| target.join(profile));
-            std::iter::once(beside.to_path_buf()).chain(others).collect()
-        }
-    };
-    let whole = |dir: &&PathBuf| ["netd", "netd-cni"].iter().all(|name| dir.join(name).is_file());
-    match candidates.iter().find(whole) {
-        Some(dir) => Ok(dir.clone()),
-        None => bail!("netd and netd-cni are in none of {candidates:?}: build them, or set NETD_BIN_DIR"),
+    if let Some(dir) = env::var_os("NETD_BIN_DIR") {
+        let dir = PathBuf::from(dir);
+        let missing = ["netd", "netd-cni"].iter().find(|name| !dir.join(name).is_file());
+        return match missing {
+            None => Ok(dir),
+            Some(name) => bail!("NETD_BIN_DIR is {}, where there is no {name}", dir.display()),
+        };
     }
+    // target/PROFILE/deps/cluster-HASH
+    let own = env::current_exe()?;
+    let dir = own.parent().and_then(Path::parent).context("the test binary is not in target/PROFILE/deps")?;
+    let profile = match dir.file_name().and_then(|name| name.to_str()) {
+        Some("debug") | None => "dev",
+        Some(other) => other,
+    };
+    let cargo = env::var("CARGO").unwrap_or_else(|_| "cargo".into());
+    output(Command::new(cargo).current_dir(env!("CARGO_MANIFEST_DIR")).args([
+        "build",
+        "--quiet",
+        "--profile",
+        profile,
+        "-p",
+        "netd",
+        "-p",
+        "netd-cni",
+    ]))
+    .context("build netd and netd-cni")?;
+    Ok(dir.to_path_buf())
 }

@@ -6,17 +6,18 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::Signal;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::binaries::Binaries;
 use crate::control_plane::{CLUSTER_CIDR, ControlPlane, DNS, DOMAIN};
-use crate::machine::{Finished, Machine};
+use crate::machine::Machine;
 use crate::tool::eventually;
 
 const CONFIG: &str = "/etc/netd/config.yaml";
 const PROGRAM: &str = "/usr/local/bin/netd";
 const PLUGIN: &str = "/opt/cni/bin/netd-cni";
 const DAEMON: &str = "netd";
+const READY: &str = "http://127.0.0.1:10256/readyz";
 
 /// The kernel side under test.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -86,34 +87,24 @@ pub fn spawn(machine: &Machine) -> Result<()> {
     machine.spawn(DAEMON, &[PROGRAM, "run", "--config", CONFIG])
 }
 
-/// Waits until netd says that it has programmed what the API server holds.
+/// Waits until netd says that every part has done its work.
 ///
 /// # Errors
-/// When it ends, or is not ready within the deadline.
+/// When it ends, or is not ready within the deadline; what its status says is quoted.
 pub fn wait_ready(machine: &Machine) -> Result<()> {
-    eventually("netd ready", Duration::from_secs(60), || {
-        ensure!(machine.alive(DAEMON)?, "netd on {} has ended: see its log", machine.name());
-        let status = status(machine)?;
-        ensure!(status.code == 0, "status exits {}: {}{}", status.code, status.stdout, status.stderr);
-        Ok(())
+    let ready = eventually("netd ready", Duration::from_secs(60), || {
+        ensure!(
+            machine.alive(DAEMON)?,
+            "netd on {} has ended: see {}",
+            machine.name(),
+            machine.log(DAEMON).display()
+        );
+        machine.check(&["/bin/busybox", "wget", "-q", "-T", "2", "-O", "-", READY], "").map(drop)
+    });
+    ready.with_context(|| match machine.run(&[PROGRAM, "status", "--config", CONFIG], "") {
+        Ok(status) => format!("netd status on {}:\n{}{}", machine.name(), status.stdout, status.stderr),
+        Err(error) => format!("{error:#}"),
     })
-}
-
-/// Runs `netd status -o json`.
-///
-/// # Errors
-/// When it cannot be started.
-pub fn status(machine: &Machine) -> Result<Finished> {
-    machine.run(&[PROGRAM, "status", "--config", CONFIG, "-o", "json"], "")
-}
-
-/// Runs `netd status -o json` and reads it.
-///
-/// # Errors
-/// When it prints anything but JSON.
-pub fn status_json(machine: &Machine) -> Result<Value> {
-    let done = status(machine)?;
-    serde_json::from_str(&done.stdout).with_context(|| format!("netd status prints JSON: {done:?}"))
 }
 
 /// Ends netd at once, without any chance to tidy up.
