@@ -10,7 +10,7 @@ pub const PACKAGES: &str = include_str!("../packages.txt");
 
 /// Programs that are started, with the Debian package each comes from.
 const PROGRAMS: [(&str, &str); 9] = [
-    ("go", "golang-go (1.26 or newer; Debian 12's own is too old, see https://go.dev/dl)"),
+    ("go", "Go 1.26 or newer (Debian 12 has an older one)"),
     ("etcd", "etcd-server"),
     ("containerd", "containerd"),
     ("ctr", "containerd"),
