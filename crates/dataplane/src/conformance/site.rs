@@ -1,7 +1,7 @@
 //! The place where the scenarios happen: one node with pods, a second node, and a client on their LAN.
 //!
 //! ```text
-//!   outside ──┬── node-1 ── netd0 ── pod 0, 1, 2, 3
+//!   outside ──┬── node-1 ── lab0 ── pod 0, 1, 2, 3
 //!             └── node-2 ── (pods 1, 2)
 //! ```
 //! Every address exists in both families. A test bed builds exactly this; the in-memory run only names it.
@@ -19,7 +19,7 @@ pub const NODE: &str = "node-1";
 /// Name of the other node.
 pub const OTHER_NODE: &str = "node-2";
 /// The node's bridge to its pods.
-pub const BRIDGE: &str = "netd0";
+pub const BRIDGE: &str = "lab0";
 /// The node's interface on the LAN.
 pub const UPLINK: &str = "eth0";
 /// Pods on the node under test: number 0 is only a client, the others are also endpoints.

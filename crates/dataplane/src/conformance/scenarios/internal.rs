@@ -137,6 +137,8 @@ fn source_address() -> Scenario {
         both(|family| each(&EVERYBODY, |from| row(from, To::cluster_ip(6, family, 80), sketch(from))))
     };
     let all = NodeView { masquerade_all: true, ..standard() };
+    let all_rows: Vec<Row> =
+        rows(|_| masqueraded(3)).into_iter().map(|row| row.needs([Feature::Masquerade])).collect();
     let outside_only_v4 =
         NodeView { local_pods: LocalPods::Prefixes(vec![site::cluster_cidr(Family::V4)]), ..standard() };
     scenario(
@@ -144,7 +146,7 @@ fn source_address() -> Scenario {
         [
             step("pods told by prefix", snapshot(), standard(), rows(|from| internal(from, 3))),
             step("pods not told", snapshot(), undetected(), rows(|_| plain(3))),
-            step("masquerade all", snapshot(), all, rows(|_| masqueraded(3))),
+            step("masquerade all", snapshot(), all, all_rows),
             step(
                 "pods told in one family",
                 snapshot(),
@@ -167,7 +169,7 @@ fn interface_detection() -> Scenario {
         })
     };
     let bridge = NodeView { local_pods: LocalPods::BridgeInterface(site::BRIDGE.to_owned()), ..standard() };
-    let prefix = NodeView { local_pods: LocalPods::InterfaceNamePrefix("net".to_owned()), ..standard() };
+    let prefix = NodeView { local_pods: LocalPods::InterfaceNamePrefix("lab".to_owned()), ..standard() };
     scenario(
         "pods told by interface",
         [step("bridge", snapshot(), bridge, rows()), step("name prefix", snapshot(), prefix, rows())],
