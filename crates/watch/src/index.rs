@@ -1,0 +1,399 @@
+//! The current objects: one owner, fed by events, that says what changed and makes snapshots.
+//!
+//! The content depends only on the newest version of each object, never on the order of events; a relist
+//! replaces a kind without emptying it in between.
+
+pub(crate) mod task;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::fmt;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use netd_model::{EndpointSlice, Node, ObjectName, Problem, Service, Snapshot};
+use tracing::{debug, warn};
+
+use crate::decode::Decoded;
+use crate::update::Change;
+
+/// Problems in a snapshot; more are only counted in the log.
+const MAX_PROBLEMS: usize = 1000;
+/// A relist that drops at least this many objects, and more than half, is worth a warning.
+const MASS_REMOVAL: usize = 20;
+
+/// A kind of object; Endpoints count as slices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) enum Kind {
+    /// Services.
+    Service,
+    /// EndpointSlices or Endpoints.
+    Slice,
+    /// Nodes.
+    Node,
+    /// Namespaces.
+    Namespace,
+}
+
+/// A valid object.
+#[derive(Clone, Debug)]
+pub(crate) enum Object {
+    Service(Service),
+    Slices(Vec<EndpointSlice>),
+    Node(Node),
+    Namespace(Arc<str>),
+}
+
+/// One object as it is now: valid, refused, or of no interest.
+#[derive(Clone, Debug)]
+pub(crate) struct Entry {
+    pub(crate) kind: Kind,
+    pub(crate) key: ObjectName,
+    pub(crate) object: Option<Object>,
+    pub(crate) problems: Vec<Problem>,
+}
+
+/// The objects.
+#[derive(Debug, Default)]
+pub(crate) struct Index {
+    generation: u64,
+    stale: bool,
+    services: BTreeMap<ObjectName, Arc<Service>>,
+    /// By the object they came from.
+    sources: HashMap<ObjectName, Vec<Arc<EndpointSlice>>>,
+    /// By the Service they belong to, each list ordered by name.
+    slices: BTreeMap<ObjectName, Vec<Arc<EndpointSlice>>>,
+    nodes: BTreeMap<Arc<str>, Arc<Node>>,
+    namespaces: BTreeSet<Arc<str>>,
+    problems: BTreeMap<(Kind, ObjectName), Vec<Problem>>,
+    /// Documents of a manifests directory that are no objects.
+    documents: Vec<Problem>,
+    /// Kinds that are being listed, and what the list has had so far.
+    listing: BTreeMap<Kind, HashSet<ObjectName>>,
+    pending: Option<Pending>,
+}
+
+/// What changed since the last snapshot.
+#[derive(Debug)]
+struct Pending {
+    services: BTreeSet<ObjectName>,
+    everything: bool,
+    nodes: bool,
+    at: SystemTime,
+}
+
+impl Kind {
+    /// Every kind.
+    pub(crate) const ALL: [Self; 4] = [Self::Service, Self::Slice, Self::Node, Self::Namespace];
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Service => "Service",
+            Self::Slice => "EndpointSlice",
+            Self::Node => "Node",
+            Self::Namespace => "Namespace",
+        })
+    }
+}
+
+// === impl Entry ===
+
+impl Entry {
+    fn new<T>(kind: Kind, decoded: Decoded<T>, object: impl FnOnce(T) -> Object) -> Self {
+        Self { kind, key: decoded.key, object: decoded.object.map(object), problems: decoded.problems }
+    }
+}
+
+impl From<Decoded<Service>> for Entry {
+    fn from(decoded: Decoded<Service>) -> Self {
+        Self::new(Kind::Service, decoded, Object::Service)
+    }
+}
+
+impl From<Decoded<EndpointSlice>> for Entry {
+    fn from(decoded: Decoded<EndpointSlice>) -> Self {
+        Self::new(Kind::Slice, decoded, |slice| Object::Slices(vec![slice]))
+    }
+}
+
+impl From<Decoded<Vec<EndpointSlice>>> for Entry {
+    fn from(decoded: Decoded<Vec<EndpointSlice>>) -> Self {
+        Self::new(Kind::Slice, decoded, Object::Slices)
+    }
+}
+
+impl From<Decoded<Node>> for Entry {
+    fn from(decoded: Decoded<Node>) -> Self {
+        Self::new(Kind::Node, decoded, Object::Node)
+    }
+}
+
+impl From<Decoded<Arc<str>>> for Entry {
+    fn from(decoded: Decoded<Arc<str>>) -> Self {
+        Self::new(Kind::Namespace, decoded, Object::Namespace)
+    }
+}
+
+// === impl Index ===
+
+impl Index {
+    /// A list of a kind begins: until [`Index::finish`], objects are only added and changed.
+    pub(crate) fn begin(&mut self, kind: Kind) {
+        self.listing.insert(kind, HashSet::new());
+    }
+
+    /// A list of a kind is complete: objects that it did not have are gone.
+    pub(crate) fn finish(&mut self, kind: Kind) {
+        let Some(seen) = self.listing.remove(&kind) else { return };
+        let known = self.keys(kind);
+        let total = known.len();
+        let gone: Vec<ObjectName> = known.into_iter().filter(|key| !seen.contains(key)).collect();
+        if gone.len() >= MASS_REMOVAL && gone.len() * 2 > total {
+            warn!(%kind, removed = gone.len(), before = total, "a relist removed most objects of a kind");
+        }
+        for key in gone {
+            self.remove(kind, &key);
+        }
+    }
+
+    /// An object is now like this.
+    pub(crate) fn apply(&mut self, entry: Entry) {
+        let Entry { kind, key, object, problems } = entry;
+        if let Some(seen) = self.listing.get_mut(&kind) {
+            seen.insert(key.clone());
+        }
+        self.note_problems(kind, &key, problems);
+        match object {
+            Some(Object::Service(service)) => self.set_service(&key, Some(service)),
+            Some(Object::Slices(slices)) => self.set_slices(&key, slices),
+            Some(Object::Node(node)) => self.set_node(&key.name, Some(node)),
+            Some(Object::Namespace(name)) => self.set_namespace(&name, true),
+            None => self.clear(kind, &key),
+        }
+    }
+
+    /// An object is gone.
+    pub(crate) fn remove(&mut self, kind: Kind, key: &ObjectName) {
+        if let Some(seen) = self.listing.get_mut(&kind) {
+            seen.remove(key);
+        }
+        self.note_problems(kind, key, Vec::new());
+        self.clear(kind, key);
+    }
+
+    /// Everything is now like this, in one step. The first of two entries with the same key counts.
+    pub(crate) fn replace(&mut self, entries: Vec<Entry>, documents: Vec<Problem>) {
+        for kind in Kind::ALL {
+            self.begin(kind);
+        }
+        for entry in entries {
+            self.apply(entry);
+        }
+        for kind in Kind::ALL {
+            self.finish(kind);
+        }
+        if self.documents != documents {
+            for problem in documents.iter().filter(|problem| !self.documents.contains(problem)) {
+                warn!(document = problem.object, problem = problem.message, "skipped a document");
+            }
+            self.documents = documents;
+            self.touch();
+        }
+    }
+
+    /// The source is (not) reachable.
+    pub(crate) fn set_stale(&mut self, stale: bool) {
+        if self.stale != stale {
+            self.stale = stale;
+            self.touch();
+        }
+    }
+
+    /// Everything counts as changed.
+    pub(crate) fn mark_all(&mut self) {
+        let pending = self.touch();
+        pending.everything = true;
+        pending.nodes = true;
+    }
+
+    /// True when a snapshot would differ from the last one.
+    pub(crate) fn changed(&self) -> bool {
+        self.pending.is_some()
+    }
+
+    /// How many objects and problems of a kind there are.
+    pub(crate) fn count(&self, kind: Kind) -> (usize, usize) {
+        let objects = match kind {
+            Kind::Service => self.services.len(),
+            Kind::Slice => self.sources.len(),
+            Kind::Node => self.nodes.len(),
+            Kind::Namespace => self.namespaces.len(),
+        };
+        (objects, self.problems.keys().filter(|(of, _)| *of == kind).count())
+    }
+
+    /// The snapshot and what changed since the one before; `None` when nothing did.
+    ///
+    /// Clones the maps, not the objects: O(Services + Nodes).
+    pub(crate) fn snapshot(&mut self) -> Option<(Snapshot, Change)> {
+        let pending = self.pending.take()?;
+        self.generation += 1;
+        let mut namespaces = self.namespaces.clone();
+        let mut last: Option<&Arc<str>> = None;
+        for name in self.services.keys() {
+            if last != Some(&name.namespace) {
+                namespaces.insert(Arc::clone(&name.namespace));
+                last = Some(&name.namespace);
+            }
+        }
+        let problems = self.documents.iter().chain(self.problems.values().flatten());
+        let snapshot = Snapshot {
+            generation: self.generation,
+            stale: self.stale,
+            services: self.services.clone(),
+            slices: self.slices.clone(),
+            nodes: self.nodes.clone(),
+            namespaces,
+            problems: problems.take(MAX_PROBLEMS).cloned().collect(),
+        };
+        let change = Change {
+            generation: self.generation,
+            services: (!pending.everything).then(|| Arc::new(pending.services)),
+            nodes: pending.nodes,
+            at: pending.at,
+        };
+        Some((snapshot, change))
+    }
+
+    /// Numbers a snapshot that does not come from here (a stored one), so that generations keep growing.
+    pub(crate) fn number(&mut self) -> u64 {
+        self.generation += 1;
+        self.generation
+    }
+
+    fn keys(&self, kind: Kind) -> Vec<ObjectName> {
+        let cluster = |name: &Arc<str>| ObjectName::new("", Arc::clone(name));
+        let mut keys: Vec<ObjectName> = match kind {
+            Kind::Service => self.services.keys().cloned().collect(),
+            Kind::Slice => self.sources.keys().cloned().collect(),
+            Kind::Node => self.nodes.keys().map(cluster).collect(),
+            Kind::Namespace => self.namespaces.iter().map(cluster).collect(),
+        };
+        let refused = self.problems.keys().filter(|(of, _)| *of == kind).map(|(_, key)| key.clone());
+        keys.extend(refused);
+        keys.sort();
+        keys.dedup();
+        keys
+    }
+
+    fn clear(&mut self, kind: Kind, key: &ObjectName) {
+        match kind {
+            Kind::Service => self.set_service(key, None),
+            Kind::Slice => self.set_slices(key, Vec::new()),
+            Kind::Node => self.set_node(&key.name, None),
+            Kind::Namespace => self.set_namespace(&key.name, false),
+        }
+    }
+
+    fn set_service(&mut self, key: &ObjectName, service: Option<Service>) {
+        let changed = match service {
+            Some(service) if self.services.get(key).is_some_and(|old| **old == service) => false,
+            Some(service) => {
+                self.services.insert(key.clone(), Arc::new(service));
+                true
+            }
+            None => self.services.remove(key).is_some(),
+        };
+        if changed {
+            debug!(service = %key, "changed");
+            self.touch().services.insert(key.clone());
+        }
+    }
+
+    fn set_slices(&mut self, key: &ObjectName, slices: Vec<EndpointSlice>) {
+        let old = self.sources.get(key).map_or(&[][..], Vec::as_slice);
+        if old.iter().map(AsRef::as_ref).eq(slices.iter()) {
+            return;
+        }
+        for slice in self.sources.remove(key).unwrap_or_default() {
+            self.unlink(&slice);
+            self.touch().services.insert(slice.service.clone());
+        }
+        let slices: Vec<Arc<EndpointSlice>> = slices.into_iter().map(Arc::new).collect();
+        for slice in &slices {
+            self.link(slice);
+            self.touch().services.insert(slice.service.clone());
+        }
+        if !slices.is_empty() {
+            self.sources.insert(key.clone(), slices);
+        }
+    }
+
+    fn link(&mut self, slice: &Arc<EndpointSlice>) {
+        let list = self.slices.entry(slice.service.clone()).or_default();
+        let at = list.partition_point(|other| other.name < slice.name);
+        list.insert(at, Arc::clone(slice));
+    }
+
+    fn unlink(&mut self, slice: &Arc<EndpointSlice>) {
+        if let Some(list) = self.slices.get_mut(&slice.service) {
+            list.retain(|other| !Arc::ptr_eq(other, slice));
+            if list.is_empty() {
+                self.slices.remove(&slice.service);
+            }
+        }
+    }
+
+    fn set_node(&mut self, name: &Arc<str>, node: Option<Node>) {
+        let changed = match node {
+            Some(node) if self.nodes.get(name).is_some_and(|old| **old == node) => false,
+            Some(node) => {
+                self.nodes.insert(Arc::clone(name), Arc::new(node));
+                true
+            }
+            None => self.nodes.remove(name).is_some(),
+        };
+        if changed {
+            debug!(node = %name, "changed");
+            self.touch().nodes = true;
+        }
+    }
+
+    fn set_namespace(&mut self, name: &Arc<str>, exists: bool) {
+        let changed =
+            if exists { self.namespaces.insert(Arc::clone(name)) } else { self.namespaces.remove(name) };
+        if changed {
+            self.touch();
+        }
+    }
+
+    fn note_problems(&mut self, kind: Kind, key: &ObjectName, problems: Vec<Problem>) {
+        let slot = (kind, key.clone());
+        let old = self.problems.get(&slot).map_or(&[][..], Vec::as_slice);
+        if old == problems {
+            return;
+        }
+        for problem in problems.iter().filter(|problem| !old.contains(problem)) {
+            warn!(kind = problem.kind, object = problem.object, problem = problem.message, "refused");
+        }
+        if problems.is_empty() {
+            self.problems.remove(&slot);
+        } else {
+            self.problems.insert(slot, problems);
+        }
+        self.touch();
+    }
+
+    fn touch(&mut self) -> &mut Pending {
+        self.pending.get_or_insert_with(|| Pending {
+            services: BTreeSet::new(),
+            everything: false,
+            nodes: false,
+            at: SystemTime::now(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests;
