@@ -3,7 +3,7 @@
 //! - [`EbpfDataplane`]: the [`Dataplane`](netd_dataplane::Dataplane)
 //! - [`Config`]: which cgroup it serves and where it pins
 //! - [`probe`]: whether this host can run it, with the reason if not
-//! - [`LIMITS`]: what it does not do as a whole
+//! - [`LIMITS`], [`abilities`]: what it does not do, for people and for the conformance suite
 //!
 //! Inside, from pure to impure: `compile` (plan to wanted map contents), `transaction` (wanted and installed to
 //! map writes), `maps`, `pins`, `links` and `programs` (kernel objects), `sys` (bpf(2) calls that aya does not
@@ -24,6 +24,7 @@
 //! carries under the pinned links, each by one atomic `BPF_LINK_UPDATE`. Maps of another layout (a newer or
 //! older netd) serve until the new ones are filled and attached. A rebuild for more room goes the same way.
 
+mod abilities;
 mod compile;
 mod config;
 mod dataplane;
@@ -38,19 +39,8 @@ mod sys;
 mod trace;
 mod transaction;
 
+pub use abilities::{LIMITS, abilities};
 pub use config::Config;
 pub use dataplane::EbpfDataplane;
 pub use error::Error;
 pub use probe::{Support, Unsupported, probe};
-
-/// What this dataplane leaves to others for every Service, for status and documentation.
-///
-/// What it leaves for single frontends is in [`Applied::refused`](netd_dataplane::Applied::refused).
-pub const LIMITS: &[&str] = &[
-    "only sockets in its cgroup are served: packets that arrive from other machines, virtual machines or raw \
-     sockets pass by",
-    "a pod is any network namespace but the node's, whatever its address",
-    "a pod that reaches itself through a Service sees its own address as the peer of the connection",
-    "session affinity is kept for a network namespace and apart from that of other dataplanes",
-    "a connected UDP socket keeps its endpoint until it connects again",
-];

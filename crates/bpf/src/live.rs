@@ -35,8 +35,10 @@ impl Live {
     pub(crate) fn open(config: &Config) -> Result<Self, Error> {
         let cgroup_root = config.cgroup_root()?;
         let pins = Pins::open(&config.pin_dir())?;
-        let dir = pins.current()?;
-        let maps = dir.as_deref().map(Maps::open).transpose()?;
+        let (dir, maps) = match pins.current()? {
+            Some(dir) => adopt(dir),
+            None => (None, None),
+        };
         let installed = maps.as_ref().map(read_back).transpose()?.unwrap_or_default();
         tracing::debug!(
             adopted = ?dir,
@@ -119,6 +121,18 @@ impl Live {
         self.attached = true;
         tracing::info!(cgroup = %self.cgroup_root.display(), maps = %dir.display(), "attached the eBPF programs");
         Ok(())
+    }
+}
+
+/// Opens the maps of an earlier process. Pins that somebody damaged are made anew by the next apply; until
+/// then the programs in the kernel go on with the maps they hold.
+fn adopt(dir: PathBuf) -> (Option<PathBuf>, Option<Maps>) {
+    match Maps::open(&dir) {
+        Ok(maps) => (Some(dir), Some(maps)),
+        Err(error) => {
+            tracing::warn!(dir = %dir.display(), %error, "cannot adopt the pinned eBPF maps and makes new ones");
+            (None, None)
+        }
     }
 }
 

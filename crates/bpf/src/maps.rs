@@ -111,9 +111,12 @@ impl Maps {
     }
 }
 
-/// Pins the maps of `names` from one directory in another too.
+/// Pins the maps of `names` from one directory in another too, those that are there.
 pub(crate) fn share(names: &[&'static str], from: &Path, to: &Path) -> Result<(), Error> {
     for name in names {
+        if !from.join(name).exists() {
+            continue;
+        }
         open(from, name)?.pin(to.join(name)).map_err(|error| Error::Bpf {
             action: format!("pin map {name} in {}", to.display()),
             source: std::io::Error::other(error),

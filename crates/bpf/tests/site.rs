@@ -23,7 +23,9 @@ use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 
 const INSIDE: &str = "ND_BPF_TEST_INSIDE";
-const TIMEOUT: Duration = Duration::from_secs(5);
+const TIMEOUT: Duration = Duration::from_secs(20);
+/// Between two connections of a paced [`Load`].
+const PACE: Duration = Duration::from_micros(300);
 
 /// What a test body gets.
 pub(crate) struct Site {
@@ -283,7 +285,17 @@ pub(crate) struct Load {
 }
 
 impl Load {
+    /// Connects as fast as it can.
     pub(crate) fn start(destination: SocketAddr) -> Self {
+        Self::with_pace(destination, Duration::ZERO)
+    }
+
+    /// Connects at a pace that lasts for a test of many seconds.
+    pub(crate) fn paced(destination: SocketAddr) -> Self {
+        Self::with_pace(destination, PACE)
+    }
+
+    fn with_pace(destination: SocketAddr, pace: Duration) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let attempts = Arc::new(std::sync::atomic::AtomicU64::new(0));
         let (stopped, counted) = (Arc::clone(&stop), Arc::clone(&attempts));
@@ -295,6 +307,9 @@ impl Load {
                     failures.push(error.to_string());
                 }
                 counted.fetch_add(1, Ordering::SeqCst);
+                if !pace.is_zero() {
+                    std::thread::sleep(pace);
+                }
             }
             failures
         });

@@ -9,8 +9,10 @@ use std::fs;
 use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::num::NonZeroU16;
+use std::path::PathBuf;
 
-use netd_bpf::{Config, EbpfDataplane, probe};
+use netd_bpf::{Config, EbpfDataplane, abilities, probe};
+use netd_dataplane::conformance::{run_traces, scenarios};
 use netd_dataplane::{ApplyError, Dataplane, Outcome};
 use netd_model::{Flow, Origin, Protocol, Scope, ServicePlan};
 use nix::sched::{CloneFlags, unshare};
@@ -225,9 +227,7 @@ fn maps_that_are_too_small_grow_under_a_connecting_client() {
         let mut dataplane = EbpfDataplane::new(site.config.clone());
         let plan = many(10).service(VIP4, Protocol::Tcp, &[server.address]).0;
         apply(&mut dataplane, &plan);
-        let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
-        drop(socket);
-        let load = Load::start(at(VIP4));
+        let load = Load::paced(at(VIP4));
         load.wait_for(10);
         let plan = many(20_000).service(VIP4, Protocol::Tcp, &[server.address]).0;
         let applied = apply(&mut dataplane, &plan);
@@ -334,6 +334,40 @@ fn links_that_somebody_removed_come_back_with_the_next_apply() {
 }
 
 #[test]
+fn pins_that_somebody_damaged_are_made_anew_without_a_failure() {
+    isolated("pins_that_somebody_damaged_are_made_anew_without_a_failure", |site| {
+        let server = Server::tcp("127.0.0.1");
+        let plan = Plan::new(1).service(VIP4, Protocol::Tcp, &[server.address]).0;
+        let mut dataplane = EbpfDataplane::new(site.config.clone());
+        apply(&mut dataplane, &plan);
+        let load = Load::start(at(VIP4));
+        for pin in ["netd_slots", "netd_sticky"] {
+            drop(dataplane);
+            let maps = only_map_dir(&site.config);
+            fs::remove_file(maps.join(pin)).unwrap();
+            dataplane = EbpfDataplane::new(site.config.clone());
+            apply(&mut dataplane, &plan);
+            assert!(only_map_dir(&site.config).join(pin).exists());
+            load.wait_for(20);
+        }
+        let (_, failures) = load.finish();
+        assert_eq!(failures, Vec::<String>::new());
+        dataplane.cleanup().unwrap();
+    });
+}
+
+/// The directory of maps; there is one. A bpffs may have files of the kernel's own beside it.
+fn only_map_dir(config: &Config) -> PathBuf {
+    let entries = fs::read_dir(config.pin_dir.as_ref().unwrap()).unwrap();
+    let mut dirs: Vec<PathBuf> = entries
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.file_name().unwrap().to_str().unwrap().starts_with("v1-"))
+        .collect();
+    assert_eq!(dirs.len(), 1, "{dirs:?}");
+    dirs.remove(0)
+}
+
+#[test]
 fn a_trace_says_what_the_programs_do() {
     isolated("a_trace_says_what_the_programs_do", |site| {
         let server = Server::tcp("127.0.0.1");
@@ -386,5 +420,17 @@ fn a_probe_says_yes_here_and_gives_a_reason_where_it_says_no() {
         let no_cgroup = Config { cgroup_root: Some("/proc".into()), ..site.config.clone() };
         let reason = probe(&no_cgroup).unwrap_err().to_string();
         assert!(reason.contains("cgroup") && !reason.contains('\n'), "{reason}");
+    });
+}
+
+#[test]
+fn the_conformance_suite_finds_every_decision_in_the_maps_or_refused_by_name() {
+    isolated("the_conformance_suite_finds_every_decision_in_the_maps_or_refused_by_name", |site| {
+        let mut dataplane = EbpfDataplane::new(site.config.clone());
+        let report = run_traces(&mut dataplane, &abilities(), &scenarios()).unwrap();
+        eprintln!("{} checked, {} refused, {} unseen", report.checked, report.refused, report.unseen);
+        assert_eq!(report.failures, Vec::<String>::new());
+        assert!(report.checked > 100 && report.refused > 50, "{report:?}");
+        dataplane.cleanup().unwrap();
     });
 }
