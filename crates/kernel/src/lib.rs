@@ -11,6 +11,7 @@
 //! | [`netns`] | network namespaces |
 //! | [`link`], [`netlink`] | links, addresses, routes, neighbours over rtnetlink |
 //! | [`sysctl`] | `/proc/sys` |
+//! | [`masquerade`] | the nftables rules that give packets of pods the node's address |
 //! | [`lock`], [`file`] | file locks, atomic writes, the boot id |
 //! | [`mount`], [`cgroup`] | bpffs and cgroup v2 |
 //! | `monitor` | what changed in the kernel (feature `monitor`) |
@@ -22,6 +23,7 @@ pub mod exec;
 pub mod file;
 pub mod link;
 pub mod lock;
+pub mod masquerade;
 #[cfg(feature = "monitor")]
 pub mod monitor;
 pub mod mount;

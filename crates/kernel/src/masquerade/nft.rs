@@ -8,17 +8,9 @@ use netlink_sys::{Socket, SocketAddr};
 
 use crate::{Error, Result};
 
-const NETLINK_NETFILTER: isize = libc::NETLINK_NETFILTER as isize;
-const SUBSYSTEM: u16 = libc::NFNL_SUBSYS_NFTABLES as u16;
-const BATCH_BEGIN: u16 = libc::NFNL_MSG_BATCH_BEGIN as u16;
-const BATCH_END: u16 = libc::NFNL_MSG_BATCH_END as u16;
+mod wire;
 
-const NEW_TABLE: u16 = 0;
-const GET_TABLE: u16 = 1;
-const DEL_TABLE: u16 = 2;
-const NEW_CHAIN: u16 = 3;
-const NEW_RULE: u16 = 6;
-const GET_RULE: u16 = 7;
+const NETLINK_NETFILTER: isize = libc::NETLINK_NETFILTER as isize;
 
 const REQUEST: u16 = libc::NLM_F_REQUEST as u16;
 const ACK: u16 = libc::NLM_F_ACK as u16;
@@ -95,68 +87,68 @@ impl Rule {
     }
 
     pub(super) fn goto(self, chain: &str) -> Self {
-        self.verdict(libc::NFT_GOTO, Some(chain))
+        self.verdict(wire::NFT_GOTO, Some(chain))
     }
 
     pub(super) fn return_(self) -> Self {
-        self.verdict(libc::NFT_RETURN, None)
+        self.verdict(wire::NFT_RETURN, None)
     }
 
     pub(super) fn masquerade(mut self, flags: u32) -> Self {
         let mut data = Attributes::default();
-        data.number(libc::NFTA_MASQ_FLAGS as u16, flags);
+        data.number(wire::NFTA_MASQ_FLAGS, flags);
         self.expression("masq", data);
         self
     }
 
     /// `payload load => reg 1; reg 1 = reg 1 & mask; cmp reg 1 == network`
     fn address(mut self, network: IpNetwork, offset: u32) -> Self {
-        const REGISTER: u32 = libc::NFT_REG_1 as u32;
+        const REGISTER: u32 = wire::NFT_REG_1;
         let (address, mask) = (octets(network.network()), octets(network.mask()));
         let length = address.len() as u32;
         let mut load = Attributes::default();
-        load.number(libc::NFTA_PAYLOAD_DREG as u16, REGISTER);
-        load.number(libc::NFTA_PAYLOAD_BASE as u16, libc::NFT_PAYLOAD_NETWORK_HEADER as u32);
-        load.number(libc::NFTA_PAYLOAD_OFFSET as u16, offset);
-        load.number(libc::NFTA_PAYLOAD_LEN as u16, length);
+        load.number(wire::NFTA_PAYLOAD_DREG, REGISTER);
+        load.number(wire::NFTA_PAYLOAD_BASE, wire::NFT_PAYLOAD_NETWORK_HEADER);
+        load.number(wire::NFTA_PAYLOAD_OFFSET, offset);
+        load.number(wire::NFTA_PAYLOAD_LEN, length);
         self.expression("payload", load);
         if mask.iter().any(|byte| *byte != 0xff) {
             let mut bitwise = Attributes::default();
-            bitwise.number(libc::NFTA_BITWISE_SREG as u16, REGISTER);
-            bitwise.number(libc::NFTA_BITWISE_DREG as u16, REGISTER);
-            bitwise.number(libc::NFTA_BITWISE_LEN as u16, length);
-            bitwise.nest(libc::NFTA_BITWISE_MASK as u16, value(&mask));
-            bitwise.nest(libc::NFTA_BITWISE_XOR as u16, value(&vec![0; mask.len()]));
+            bitwise.number(wire::NFTA_BITWISE_SREG, REGISTER);
+            bitwise.number(wire::NFTA_BITWISE_DREG, REGISTER);
+            bitwise.number(wire::NFTA_BITWISE_LEN, length);
+            bitwise.nest(wire::NFTA_BITWISE_MASK, value(&mask));
+            bitwise.nest(wire::NFTA_BITWISE_XOR, value(&vec![0; mask.len()]));
             self.expression("bitwise", bitwise);
         }
         let mut compare = Attributes::default();
-        compare.number(libc::NFTA_CMP_SREG as u16, REGISTER);
-        compare.number(libc::NFTA_CMP_OP as u16, libc::NFT_CMP_EQ as u32);
-        compare.nest(libc::NFTA_CMP_DATA as u16, value(&address));
+        compare.number(wire::NFTA_CMP_SREG, REGISTER);
+        compare.number(wire::NFTA_CMP_OP, wire::NFT_CMP_EQ);
+        compare.nest(wire::NFTA_CMP_DATA, value(&address));
         self.expression("cmp", compare);
         self
     }
 
-    fn verdict(mut self, code: libc::c_int, chain: Option<&str>) -> Self {
+    fn verdict(mut self, code: i32, chain: Option<&str>) -> Self {
         let mut verdict = Attributes::default();
-        verdict.bytes(libc::NFTA_VERDICT_CODE as u16, &code.to_be_bytes());
+        verdict.bytes(wire::NFTA_VERDICT_CODE, &code.to_be_bytes());
         if let Some(chain) = chain {
-            verdict.text(libc::NFTA_VERDICT_CHAIN as u16, chain);
+            verdict.text(wire::NFTA_VERDICT_CHAIN, chain);
         }
         let mut data = Attributes::default();
-        data.nest(libc::NFTA_DATA_VERDICT as u16, verdict);
+        data.nest(wire::NFTA_DATA_VERDICT, verdict);
         let mut immediate = Attributes::default();
-        immediate.number(libc::NFTA_IMMEDIATE_DREG as u16, libc::NFT_REG_VERDICT as u32);
-        immediate.nest(libc::NFTA_IMMEDIATE_DATA as u16, data);
+        immediate.number(wire::NFTA_IMMEDIATE_DREG, wire::NFT_REG_VERDICT);
+        immediate.nest(wire::NFTA_IMMEDIATE_DATA, data);
         self.expression("immediate", immediate);
         self
     }
 
     fn expression(&mut self, name: &str, data: Attributes) {
         let mut expression = Attributes::default();
-        expression.text(libc::NFTA_EXPR_NAME as u16, name);
-        expression.nest(libc::NFTA_EXPR_DATA as u16, data);
-        self.expressions.nest(libc::NFTA_LIST_ELEM as u16, expression);
+        expression.text(wire::NFTA_EXPR_NAME, name);
+        expression.nest(wire::NFTA_EXPR_DATA, data);
+        self.expressions.nest(wire::NFTA_LIST_ELEM, expression);
     }
 }
 
@@ -169,7 +161,7 @@ fn octets(address: IpAddr) -> Vec<u8> {
 
 fn value(bytes: &[u8]) -> Attributes {
     let mut data = Attributes::default();
-    data.bytes(libc::NFTA_DATA_VALUE as u16, bytes);
+    data.bytes(wire::NFTA_DATA_VALUE, bytes);
     data
 }
 
@@ -215,50 +207,57 @@ impl Batch {
 
     pub(super) fn add_table(&mut self, family: Family, table: &str, must_be_new: bool) {
         let mut attributes = Attributes::default();
-        attributes.text(libc::NFTA_TABLE_NAME as u16, table);
-        attributes.number(libc::NFTA_TABLE_FLAGS as u16, 0);
-        self.push(NEW_TABLE, if must_be_new { CREATE | EXCL } else { CREATE }, family, attributes);
+        attributes.text(wire::NFTA_TABLE_NAME, table);
+        attributes.number(wire::NFTA_TABLE_FLAGS, 0);
+        self.push(wire::NEW_TABLE, if must_be_new { CREATE | EXCL } else { CREATE }, family, attributes);
     }
 
     pub(super) fn delete_table(&mut self, family: Family, table: &str) {
         let mut attributes = Attributes::default();
-        attributes.text(libc::NFTA_TABLE_NAME as u16, table);
-        self.push(DEL_TABLE, 0, family, attributes);
+        attributes.text(wire::NFTA_TABLE_NAME, table);
+        self.push(wire::DEL_TABLE, 0, family, attributes);
     }
 
     pub(super) fn add_nat_postrouting_chain(&mut self, family: Family, table: &str, chain: &str) {
         let mut hook = Attributes::default();
-        hook.number(libc::NFTA_HOOK_HOOKNUM as u16, libc::NF_INET_POST_ROUTING as u32);
-        hook.number(libc::NFTA_HOOK_PRIORITY as u16, libc::NF_IP_PRI_NAT_SRC as u32);
+        hook.number(wire::NFTA_HOOK_HOOKNUM, wire::NF_INET_POST_ROUTING);
+        hook.number(wire::NFTA_HOOK_PRIORITY, wire::NF_IP_PRI_NAT_SRC);
         let mut attributes = Attributes::default();
-        attributes.text(libc::NFTA_CHAIN_TABLE as u16, table);
-        attributes.text(libc::NFTA_CHAIN_NAME as u16, chain);
-        attributes.nest(libc::NFTA_CHAIN_HOOK as u16, hook);
-        attributes.text(libc::NFTA_CHAIN_TYPE as u16, "nat");
-        self.push(NEW_CHAIN, CREATE, family, attributes);
+        attributes.text(wire::NFTA_CHAIN_TABLE, table);
+        attributes.text(wire::NFTA_CHAIN_NAME, chain);
+        attributes.nest(wire::NFTA_CHAIN_HOOK, hook);
+        attributes.text(wire::NFTA_CHAIN_TYPE, "nat");
+        self.push(wire::NEW_CHAIN, CREATE, family, attributes);
     }
 
     pub(super) fn add_chain(&mut self, family: Family, table: &str, chain: &str) {
         let mut attributes = Attributes::default();
-        attributes.text(libc::NFTA_CHAIN_TABLE as u16, table);
-        attributes.text(libc::NFTA_CHAIN_NAME as u16, chain);
-        self.push(NEW_CHAIN, CREATE, family, attributes);
+        attributes.text(wire::NFTA_CHAIN_TABLE, table);
+        attributes.text(wire::NFTA_CHAIN_NAME, chain);
+        self.push(wire::NEW_CHAIN, CREATE, family, attributes);
     }
 
     pub(super) fn add_rule(&mut self, family: Family, table: &str, chain: &str, rule: Rule) {
         let mut attributes = Attributes::default();
-        attributes.text(libc::NFTA_RULE_TABLE as u16, table);
-        attributes.text(libc::NFTA_RULE_CHAIN as u16, chain);
-        attributes.nest(libc::NFTA_RULE_EXPRESSIONS as u16, rule.expressions);
+        attributes.text(wire::NFTA_RULE_TABLE, table);
+        attributes.text(wire::NFTA_RULE_CHAIN, chain);
+        attributes.nest(wire::NFTA_RULE_EXPRESSIONS, rule.expressions);
         // Type 0 of nft's user data is a comment, so that `nft list table` shows it.
         let length = u8::try_from(rule.comment.len() + 1).unwrap_or(u8::MAX);
         let data = [&[0, length], rule.comment.as_bytes(), &[0]].concat();
-        attributes.bytes(libc::NFTA_RULE_USERDATA as u16, &data);
-        self.push(NEW_RULE, CREATE | APPEND, family, attributes);
+        attributes.bytes(wire::NFTA_RULE_USERDATA, &data);
+        self.push(wire::NEW_RULE, CREATE | APPEND, family, attributes);
+    }
+
+    #[cfg(test)]
+    pub(super) fn flush_table(&mut self, family: Family, table: &str) {
+        let mut attributes = Attributes::default();
+        attributes.text(wire::NFTA_RULE_TABLE, table);
+        self.push(wire::DEL_RULE, 0, family, attributes);
     }
 
     fn push(&mut self, kind: u16, flags: u16, family: Family, attributes: Attributes) {
-        self.0.push(message(SUBSYSTEM << 8 | kind, REQUEST | ACK | flags, family.number(), 0, &attributes.0));
+        self.0.push(message(wire::SUBSYSTEM << 8 | kind, REQUEST | ACK | flags, family.number(), 0, &attributes.0));
     }
 }
 
@@ -270,7 +269,7 @@ fn message(kind: u16, flags: u16, family: u8, resource: u16, attributes: &[u8]) 
     bytes.extend(kind.to_ne_bytes());
     bytes.extend(flags.to_ne_bytes());
     bytes.extend([0; 8]);
-    bytes.extend([family, libc::NFNETLINK_V0 as u8]);
+    bytes.extend([family, wire::NFNETLINK_V0]);
     bytes.extend(resource.to_be_bytes());
     bytes.extend(attributes);
     bytes
@@ -295,12 +294,12 @@ impl Conversation {
     pub(super) fn table(&mut self, family: Family, table: &str) -> Result<Option<u32>> {
         let action = "look for the masquerade table";
         let mut attributes = Attributes::default();
-        attributes.text(libc::NFTA_TABLE_NAME as u16, table);
-        self.send(&[message(SUBSYSTEM << 8 | GET_TABLE, REQUEST, family.number(), 0, &attributes.0)], action)?;
+        attributes.text(wire::NFTA_TABLE_NAME, table);
+        self.send(&[message(wire::SUBSYSTEM << 8 | wire::GET_TABLE, REQUEST, family.number(), 0, &attributes.0)], action)?;
         let mut flags = None;
         let answer = self.receive(action, |kind, content| {
-            if kind == SUBSYSTEM << 8 | NEW_TABLE {
-                flags = Some(attribute(content, libc::NFTA_TABLE_FLAGS as u16).map_or(0, number));
+            if kind == wire::SUBSYSTEM << 8 | wire::NEW_TABLE {
+                flags = Some(find_attribute(content, wire::NFTA_TABLE_FLAGS).map_or(0, number));
             }
             true
         });
@@ -314,14 +313,14 @@ impl Conversation {
     pub(super) fn rule_comments(&mut self, family: Family, table: &str) -> Result<Vec<(String, String)>> {
         let action = "list the masquerade rules";
         let mut filter = Attributes::default();
-        filter.text(libc::NFTA_RULE_TABLE as u16, table);
-        self.send(&[message(SUBSYSTEM << 8 | GET_RULE, REQUEST | DUMP, family.number(), 0, &filter.0)], action)?;
+        filter.text(wire::NFTA_RULE_TABLE, table);
+        self.send(&[message(wire::SUBSYSTEM << 8 | wire::GET_RULE, REQUEST | DUMP, family.number(), 0, &filter.0)], action)?;
         let mut found = Vec::new();
         self.receive(action, |kind, content| {
-            let of_table = attribute(content, libc::NFTA_RULE_TABLE as u16).map(text).as_deref() == Some(table);
-            if kind == SUBSYSTEM << 8 | NEW_RULE && of_table {
-                let chain = attribute(content, libc::NFTA_RULE_CHAIN as u16).map(text).unwrap_or_default();
-                let data = attribute(content, libc::NFTA_RULE_USERDATA as u16).unwrap_or_default();
+            let of_table = find_attribute(content, wire::NFTA_RULE_TABLE).map(text).as_deref() == Some(table);
+            if kind == wire::SUBSYSTEM << 8 | wire::NEW_RULE && of_table {
+                let chain = find_attribute(content, wire::NFTA_RULE_CHAIN).map(text).unwrap_or_default();
+                let data = find_attribute(content, wire::NFTA_RULE_USERDATA).unwrap_or_default();
                 found.push((chain, data.get(2..).map(text).unwrap_or_default()));
             }
             false
@@ -331,8 +330,8 @@ impl Conversation {
 
     /// Sends a batch as one transaction.
     pub(super) fn commit(&mut self, batch: Batch, action: &str) -> Result<()> {
-        let begin = message(BATCH_BEGIN, REQUEST, libc::AF_UNSPEC as u8, SUBSYSTEM, &[]);
-        let end = message(BATCH_END, REQUEST, libc::AF_UNSPEC as u8, SUBSYSTEM, &[]);
+        let begin = message(wire::BATCH_BEGIN, REQUEST, libc::AF_UNSPEC as u8, wire::SUBSYSTEM, &[]);
+        let end = message(wire::BATCH_END, REQUEST, libc::AF_UNSPEC as u8, wire::SUBSYSTEM, &[]);
         let mut left = batch.0.len();
         let messages: Vec<_> = std::iter::once(begin).chain(batch.0).chain([end]).collect();
         self.send(&messages, action)?;
@@ -368,7 +367,7 @@ impl Conversation {
                 Err(e) => return Err(Error::io(action, e)),
             }
             let mut rest = buffer.as_slice();
-            while let Some((header, content, next)) = split(rest) {
+            while let Some((header, content, next)) = split_first(rest) {
                 rest = next;
                 if header.flags & DUMP_INTERRUPTED != 0 {
                     return Err(protocol(action, "the rules changed meanwhile"));
@@ -386,13 +385,13 @@ impl Conversation {
     }
 }
 
-struct Header {
+pub(super) struct Header {
     kind: u16,
     flags: u16,
 }
 
 /// Splits the first message off: its header, what follows the header, and the messages behind it.
-fn split(bytes: &[u8]) -> Option<(Header, &[u8], &[u8])> {
+pub(super) fn split_first(bytes: &[u8]) -> Option<(Header, &[u8], &[u8])> {
     let length = usize::try_from(u32::from_ne_bytes(bytes.get(..4)?.try_into().ok()?)).ok()?;
     let kind = u16::from_ne_bytes(bytes.get(4..6)?.try_into().ok()?);
     let flags = u16::from_ne_bytes(bytes.get(6..8)?.try_into().ok()?);
@@ -416,7 +415,7 @@ fn protocol(action: &str, detail: &str) -> Error {
     Error::Protocol { action: action.to_owned(), detail: detail.to_owned() }
 }
 
-fn attribute(mut bytes: &[u8], wanted: u16) -> Option<&[u8]> {
+pub(super) fn find_attribute(mut bytes: &[u8], wanted: u16) -> Option<&[u8]> {
     loop {
         let length = usize::from(u16::from_ne_bytes(bytes.get(..2)?.try_into().ok()?));
         let kind = u16::from_ne_bytes(bytes.get(2..4)?.try_into().ok()?);
