@@ -1,2 +1,7 @@
-//! See the description in Cargo.toml.
-fn main() {}
+//! `netd-cni`: started by the container runtime, once a call. See the library for what it does.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    netd_cni::plugin::main()
+}

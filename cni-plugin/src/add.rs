@@ -1,0 +1,149 @@
+//! ADD: attaches a container to the network, all of it or nothing.
+
+use std::net::IpAddr;
+
+use netd_ipam::{Error as IpamError, Lease};
+use netd_kernel::{Mac, Namespace, Netlink};
+
+use crate::attachment::{self, Attachment, Wired};
+use crate::call::Call;
+use crate::config::{Config, ExtraRoute};
+use crate::del;
+use crate::error::{CniError, Code};
+use crate::naming;
+use crate::node::{self, Bridge};
+use crate::ranges::NodeRanges;
+use crate::result::{AddResult, Address, Interface};
+use crate::leases;
+
+/// Does an ADD.
+///
+/// # Errors
+/// Nothing of this call is left when it fails, unless the details say so.
+pub fn add(call: &Call, config: &Config) -> Result<AddResult, CniError> {
+    refuse_wishes(call, config)?;
+    let namespace = call.open_namespace()?;
+    let ranges = NodeRanges::of(config)?;
+    check_routes(config, &ranges)?;
+    let mut netlink = Netlink::open()
+        .map_err(|e| CniError::new(Code::Wiring, "the kernel's netlink cannot be used").because(e).and("is this root?"))?;
+    refuse_taken_interface(call, &namespace)?;
+    let bridge = node::prepare(&mut netlink, config, &ranges)?;
+    let lease = allocate(call, config, &ranges)?;
+    let gateways = gateways_of(&lease, &ranges);
+    let attachment = Attachment {
+        network: &config.network,
+        lease: &lease,
+        gateways: &gateways,
+        routes: &config.routes,
+        hairpin: config.hairpin,
+    };
+    match attachment.wire(&mut netlink, &bridge, &namespace) {
+        Ok(wired) => Ok(result(call, config, &bridge, &wired, &attachment)),
+        Err(cause) => Err(undo(call, config, &mut netlink, wiring_error(call, &cause))),
+    }
+}
+
+/// Takes an ADD back whose result could not be told.
+pub fn take_back(call: &Call, config: &Config, error: CniError) -> CniError {
+    match Netlink::open() {
+        Ok(mut netlink) => undo(call, config, &mut netlink, error),
+        Err(cause) => error.and(format!("and it could not be undone: {cause}")),
+    }
+}
+
+fn undo(call: &Call, config: &Config, netlink: &mut Netlink, error: CniError) -> CniError {
+    let failures = del::remove(netlink, config, &call.owner);
+    failures.into_iter().fold(error, |error, failure| error.and(format!("and it was not undone: {failure}")))
+}
+
+fn refuse_wishes(call: &Call, config: &Config) -> Result<(), CniError> {
+    if config.previous.is_some() {
+        return Err(CniError::new(Code::InvalidConfig, "netd must be the first plugin of its list")
+            .and("prevResult is set: put the plugin that made it behind netd"));
+    }
+    let wish = config.unsupported_wish.map(|wish| format!("runtimeConfig.{wish}"));
+    let Some(wish) = wish.or(call.unsupported_argument.map(|key| format!("CNI_ARGS {key}"))) else { return Ok(()) };
+    Err(CniError::new(Code::UnsupportedField, format!("{wish} is not supported"))
+        .and("declare the capability for a plugin that has it and stands behind netd in the list"))
+}
+
+/// An extra route without a gateway needs one of the pod's.
+fn check_routes(config: &Config, ranges: &NodeRanges) -> Result<(), CniError> {
+    let homeless = config.routes.iter().find(|route| {
+        let family = if route.dst.is_ipv4() { ranges.has_ipv4() } else { ranges.has_ipv6() };
+        !family || route.gw.is_some_and(|gateway| gateway.is_ipv4() != route.dst.is_ipv4())
+    });
+    match homeless {
+        Some(route) => Err(CniError::new(
+            Code::InvalidConfig,
+            format!("the pod has no address or gateway for the route to {}", route.dst),
+        )),
+        None => Ok(()),
+    }
+}
+
+/// Refuses before anything is done: the error must not harm what is there.
+fn refuse_taken_interface(call: &Call, namespace: &Namespace) -> Result<(), CniError> {
+    let name = call.owner.interface.as_str();
+    let found = namespace.run(|| Netlink::open()?.link(name)).and_then(|found| found).map_err(|e| {
+        CniError::new(Code::InvalidNamespace, "the container's namespace cannot be used").because(e)
+    })?;
+    if found.is_none() {
+        return Ok(());
+    }
+    Err(CniError::new(Code::Exists, format!("interface {name} exists in the container"))
+        .and("an ADD is done once; DEL it first"))
+}
+
+fn allocate(call: &Call, config: &Config, ranges: &NodeRanges) -> Result<Lease, CniError> {
+    leases::open(config)?.allocate(&call.owner, call.pod.as_ref(), &ranges.pools).map_err(|error| match error {
+        exists @ IpamError::Exists { .. } => CniError::new(Code::Exists, "the container has an address of this network")
+            .because(exists)
+            .and("an ADD is done once; DEL it first"),
+        exhausted @ IpamError::Exhausted { .. } => {
+            CniError::new(Code::TryAgainLater, format!("network {} has no free address", config.network))
+                .because(exhausted)
+                .and("remove pods from this node or give it a larger podCIDR")
+        }
+        other => leases::failed(&other),
+    })
+}
+
+/// The gateway of each address of the lease, in the same order.
+pub fn gateways_of(lease: &Lease, ranges: &NodeRanges) -> Vec<IpAddr> {
+    let gateway = |address: &IpAddr| ranges.pools.iter().find_map(|pool| pool.range_of(*address));
+    lease.addresses.iter().filter_map(gateway).map(|range| range.gateway()).collect()
+}
+
+fn wiring_error(call: &Call, cause: &netd_kernel::Error) -> CniError {
+    let interface = &call.owner.interface;
+    let (code, msg) = if cause.is_exists() {
+        (Code::Exists, format!("interface {interface} or its host end exists"))
+    } else {
+        (Code::Wiring, format!("interface {interface} cannot be wired"))
+    };
+    CniError::new(code, msg).because(cause)
+}
+
+fn result(call: &Call, config: &Config, bridge: &Bridge, wired: &Wired, attachment: &Attachment<'_>) -> AddResult {
+    let sandbox = call.netns.as_ref().map(|path| path.to_string_lossy().into_owned());
+    let first = attachment::first_address(attachment.lease);
+    let link = |name: &str, mac: Mac, sandbox| Interface { name: name.to_owned(), mac, mtu: bridge.mtu, sandbox };
+    let pairs = attachment.lease.addresses.iter().zip(attachment.gateways);
+    let defaults = attachment.gateways.iter().filter_map(|gateway| {
+        let any = if gateway.is_ipv4() { "0.0.0.0/0" } else { "::/0" };
+        Some(ExtraRoute { dst: any.parse().ok()?, gw: Some(*gateway) })
+    });
+    let extra = attachment.routes_with_gateway().map(|(dst, gateway)| ExtraRoute { dst, gw: Some(gateway) });
+    AddResult {
+        interfaces: vec![
+            link(&config.bridge, bridge.mac, None),
+            link(&wired.host_name, naming::host_mac(first), None),
+            link(&call.owner.interface, naming::pod_mac(first), sandbox),
+        ],
+        addresses: pairs.map(|(address, gateway)| Address { address: (*address).into(), gateway: *gateway }).collect(),
+        routes: defaults.chain(extra).collect(),
+        dns: config.dns.clone(),
+    }
+}

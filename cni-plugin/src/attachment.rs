@@ -1,0 +1,170 @@
+//! One pod's attachment: a veth pair, an address, routes, a neighbour entry.
+//!
+//! A pod's address has a host prefix (/32, /128) and its routes lead to the gateway, so that packets between two pods
+//! of one node pass the host's IP layer as those between nodes do: replies of a Service's endpoint are translated
+//! back whether or not `br_netfilter` is loaded, and there is one place to filter.
+//!
+//! Everything is found again by the attachment alone: the host's end by its name, the lease by its owner.
+
+use std::net::IpAddr;
+
+use ipnetwork::IpNetwork;
+use netd_ipam::{Lease, Owner};
+use netd_kernel::link::Link;
+use netd_kernel::netlink::{Batch, Route, VethSpec};
+use netd_kernel::{Namespace, Netlink, sysctl};
+
+use crate::config::ExtraRoute;
+use crate::naming;
+use crate::node::Bridge;
+
+/// The pod's own loopback link.
+const LOOPBACK: &str = "lo";
+
+/// What is to be wired.
+#[derive(Debug)]
+pub struct Attachment<'a> {
+    /// The network's name.
+    pub network: &'a str,
+    /// The owner and its addresses.
+    pub lease: &'a Lease,
+    /// The gateway of each address, in the same order.
+    pub gateways: &'a [IpAddr],
+    /// Routes besides the default routes.
+    pub routes: &'a [ExtraRoute],
+    /// Whether frames may leave by the port they came in by.
+    pub hairpin: bool,
+}
+
+/// A link of a pod as it was made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Wired {
+    /// The name of the host's end.
+    pub host_name: String,
+}
+
+impl Attachment<'_> {
+    /// Wires the pod; on an error some of it may be done: see [`unwire`].
+    ///
+    /// # Errors
+    /// What the kernel refused, with its object.
+    pub fn wire(&self, netlink: &mut Netlink, bridge: &Bridge, namespace: &Namespace) -> netd_kernel::Result<Wired> {
+        let host_name = naming::host_link(&self.lease.owner);
+        let first = self.first_address();
+        let alias = naming::alias(self.network, self.lease);
+        let index = netlink.add_veth(&VethSpec {
+            name: &host_name,
+            mac: Some(naming::host_mac(first)),
+            mtu: Some(bridge.mtu),
+            master: Some(bridge.index),
+            alias: Some(&alias),
+            peer_name: &self.lease.owner.interface,
+            peer_mac: Some(naming::pod_mac(first)),
+            peer_namespace: Some(namespace.fd()),
+        })?;
+        let mut batch = Batch::new();
+        for address in &self.lease.addresses {
+            batch.add_neighbour(bridge.index, *address, naming::pod_mac(first), true);
+        }
+        if self.hairpin {
+            batch.set_hairpin(index, true);
+        }
+        batch.set_up(index);
+        netlink.send(&batch)?;
+        namespace.run(|| self.wire_inside())??;
+        Ok(Wired { host_name })
+    }
+
+    /// Configures the pod's end; runs in the pod's namespace.
+    fn wire_inside(&self) -> netd_kernel::Result<()> {
+        let name = self.lease.owner.interface.as_str();
+        let mut netlink = Netlink::open()?;
+        let missing = |what: &str| netd_kernel::Error::NotFound { what: format!("link {what} in the pod") };
+        let link = netlink.link(name)?.ok_or_else(|| missing(name))?;
+        let loopback = netlink.link(LOOPBACK)?.ok_or_else(|| missing(LOOPBACK))?;
+        self.set_parameters(name)?;
+        let mut batch = Batch::new();
+        if !loopback.up {
+            batch.set_up(loopback.index);
+        }
+        batch.set_up(link.index);
+        for address in &self.lease.addresses {
+            batch.add_address(link.index, IpNetwork::from(*address), true);
+        }
+        for gateway in self.gateways {
+            batch.add_route(&Route::to(IpNetwork::from(*gateway)).dev(link.index));
+            batch.add_route(&Route::default_via(*gateway).dev(link.index));
+        }
+        for (destination, gateway) in self.routes_with_gateway() {
+            batch.add_route(&Route::to(destination).via(gateway).dev(link.index).onlink());
+        }
+        netlink.send(&batch)
+    }
+
+    /// Whoever sends router advertisements or redirects in the pod's network is not believed (CVE-2020-10749); IPv6 is
+    /// switched on where the pod has an address of it.
+    fn set_parameters(&self, name: &str) -> netd_kernel::Result<()> {
+        if self.lease.addresses.iter().any(IpAddr::is_ipv6) {
+            sysctl::write(&format!("net/ipv6/conf/{name}/disable_ipv6"), "0")?;
+        }
+        sysctl::write_if_present(&format!("net/ipv6/conf/{name}/accept_ra"), "0")?;
+        sysctl::write_if_present(&format!("net/ipv6/conf/{name}/accept_redirects"), "0")?;
+        Ok(())
+    }
+
+    /// The extra routes, each with a gateway: its own, else the pod's of the same family.
+    pub fn routes_with_gateway(&self) -> impl Iterator<Item = (IpNetwork, IpAddr)> + '_ {
+        let of_family = |v4| self.gateways.iter().copied().find(|gateway| gateway.is_ipv4() == v4);
+        self.routes.iter().filter_map(move |route| {
+            Some((route.dst, route.gw.or_else(|| of_family(route.dst.is_ipv4()))?))
+        })
+    }
+
+    fn first_address(&self) -> IpAddr {
+        first_address(self.lease)
+    }
+}
+
+/// The address that the pod's MAC address follows from.
+pub fn first_address(lease: &Lease) -> IpAddr {
+    // A lease always has an address.
+    lease.addresses.first().copied().unwrap_or(IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED))
+}
+
+/// Finds the host's end of an attachment; a link of that name that says it is another's is left out.
+pub fn host_link(netlink: &mut Netlink, owner: &Owner) -> netd_kernel::Result<Option<Link>> {
+    let link = netlink.link(&naming::host_link(owner))?;
+    // Without an alias it is ours as well: the call was killed between two changes.
+    let ours = |link: &Link| {
+        link.kind.as_deref() == Some("veth") && link.alias.as_deref().is_none_or(naming::is_alias)
+    };
+    Ok(link.filter(ours))
+}
+
+/// Removes an attachment's link and neighbour entries; what is absent is no error.
+///
+/// # Errors
+/// Every removal that failed; the others are done.
+pub fn unwire(netlink: &mut Netlink, bridge: &str, owner: &Owner, addresses: &[IpAddr]) -> Vec<netd_kernel::Error> {
+    let mut errors = Vec::new();
+    let mut note = |outcome: netd_kernel::Result<()>| match outcome {
+        Err(error) if !error.is_not_found() => errors.push(error),
+        Ok(()) | Err(_) => {}
+    };
+    // The entries first: while the link is there, deleting it may take tens of milliseconds.
+    match netlink.link(bridge) {
+        Ok(Some(bridge)) => {
+            for address in addresses {
+                note(netlink.delete_neighbour(bridge.index, *address));
+            }
+        }
+        Ok(None) => {}
+        Err(error) => note(Err(error)),
+    }
+    match host_link(netlink, owner) {
+        Ok(Some(link)) => note(netlink.delete_link(link.index)),
+        Ok(None) => {}
+        Err(error) => note(Err(error)),
+    }
+    errors
+}

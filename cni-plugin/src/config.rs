@@ -1,0 +1,294 @@
+//! The network configuration on standard input: CNI spec, section "Network configuration format".
+//!
+//! A key that is not known is an error which names it: what a typo switches off would be found out weeks later.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use ipnetwork::IpNetwork;
+use netd_ipam::{Owner, Pool, Range};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use crate::call::is_plain_name;
+use crate::error::{CniError, Code};
+use crate::version::Version;
+
+/// The bridge unless the configuration names another.
+pub const DEFAULT_BRIDGE: &str = "netd0";
+/// Where the daemon says what the node's ranges are.
+pub const DEFAULT_RANGES_FILE: &str = "/run/netd/podcidrs.json";
+/// How long a released address rests unless the configuration says otherwise.
+pub const DEFAULT_COOL_DOWN: Duration = Duration::from_secs(30);
+/// The longest configuration that is read, in bytes.
+pub const MAX_LENGTH: u64 = 4 << 20;
+
+/// Capabilities whose wishes this plugin does not grant: granting nothing silently would lose them.
+const UNSUPPORTED_WISHES: [&str; 5] = ["portMappings", "bandwidth", "ips", "ipRanges", "mac"];
+
+/// A configuration that can be meant.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// The version the answer is written in.
+    pub version: Version,
+    /// The network's name.
+    pub network: String,
+    /// The bridge's name.
+    pub bridge: String,
+    /// The largest packet of a pod's link in bytes; `None` to find it out.
+    pub mtu: Option<u32>,
+    /// Whether what leaves the cluster gets the node's address.
+    pub masquerade: bool,
+    /// Destinations that see the pod's own address.
+    pub keep: Vec<IpNetwork>,
+    /// Whether frames may leave by the port they came in by.
+    pub hairpin: bool,
+    /// Ranges written in the configuration; empty when [`Config::ranges_file`] is to be asked.
+    pub pools: Vec<Pool>,
+    /// Where the daemon writes the node's ranges.
+    pub ranges_file: PathBuf,
+    /// Routes of the pod besides the default route.
+    pub routes: Vec<ExtraRoute>,
+    /// The directory of the ledger.
+    pub directory: PathBuf,
+    /// How long a released address rests.
+    pub cool_down: Duration,
+    /// DNS settings to pass through to the runtime.
+    pub dns: Dns,
+    /// The result of the plugins before this one, or of ADD when it is a CHECK or DEL.
+    pub previous: Option<Value>,
+    /// The attachments that GC is to leave; `None` when the runtime told none.
+    pub valid: Option<Vec<Owner>>,
+    /// A wish in `runtimeConfig` that this plugin does not grant.
+    pub unsupported_wish: Option<&'static str>,
+}
+
+/// A route of the pod that the configuration asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExtraRoute {
+    /// Where packets go.
+    pub dst: IpNetwork,
+    /// The next machine; the pod's gateway where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gw: Option<std::net::IpAddr>,
+}
+
+/// DNS settings as the spec writes them.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "the names are the spec's")]
+pub struct Dns {
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub nameservers: Vec<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub domain: Option<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub search: Vec<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub options: Vec<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Document {
+    #[expect(dead_code, reason = "read before everything else")]
+    cni_version: Option<String>,
+    name: Option<String>,
+    #[serde(rename = "type")]
+    kind: String,
+    bridge: Option<String>,
+    mtu: Option<u32>,
+    ip_masq: Option<bool>,
+    #[serde(rename = "clusterCIDRs", default)]
+    cluster_cidrs: Vec<IpNetwork>,
+    #[serde(rename = "nonMasqueradeCIDRs", default)]
+    non_masquerade_cidrs: Vec<IpNetwork>,
+    hairpin_mode: Option<bool>,
+    #[serde(default)]
+    ipam: Ipam,
+    #[serde(default)]
+    dns: Dns,
+    prev_result: Option<Value>,
+    #[serde(default)]
+    runtime_config: Map<String, Value>,
+    #[serde(rename = "capabilities")]
+    _capabilities: Option<Map<String, Value>>,
+    #[serde(rename = "args")]
+    _args: Option<Value>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Ipam {
+    #[serde(rename = "type")]
+    kind: Option<String>,
+    #[serde(default)]
+    ranges: Vec<Vec<RangeDocument>>,
+    ranges_file: Option<PathBuf>,
+    #[serde(default)]
+    routes: Vec<ExtraRoute>,
+    data_dir: Option<PathBuf>,
+    cool_down_seconds: Option<u32>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct RangeDocument {
+    subnet: IpNetwork,
+    range_start: Option<std::net::IpAddr>,
+    range_end: Option<std::net::IpAddr>,
+    gateway: Option<std::net::IpAddr>,
+}
+
+/// One entry of `cni.dev/valid-attachments`.
+#[derive(Deserialize)]
+struct Attachment {
+    #[serde(rename = "containerID")]
+    container: String,
+    ifname: String,
+}
+
+/// The version a configuration asks to be answered in; the latest where that cannot be told.
+pub fn version_of(bytes: &[u8]) -> Version {
+    let document: Option<Value> = serde_json::from_slice(bytes).ok();
+    let text = document.as_ref().and_then(|d| d.get("cniVersion")).and_then(Value::as_str);
+    text.and_then(|text| Version::parse(text).ok()).unwrap_or(Version::LATEST)
+}
+
+impl Config {
+    /// Reads a configuration.
+    ///
+    /// # Errors
+    /// Code 6 when it is not JSON, 1 for an unknown version, 7 when it names an unknown key or says the impossible.
+    pub fn parse(bytes: &[u8]) -> Result<Self, CniError> {
+        let value: Value = serde_json::from_slice(bytes).map_err(|e| {
+            CniError::new(Code::Decode, "the network configuration is not JSON").because(e)
+        })?;
+        let Value::Object(mut keys) = value else {
+            return Err(CniError::new(Code::Decode, "the network configuration is not a JSON object"));
+        };
+        let version = match keys.get("cniVersion") {
+            None => Version::parse("")?,
+            Some(Value::String(text)) => Version::parse(text)?,
+            Some(other) => return Err(invalid(format!("cniVersion is no string but {other}"))),
+        };
+        let valid = valid_attachments(&mut keys)?;
+        let document: Document = serde_path_to_error::deserialize(Value::Object(keys)).map_err(|e| {
+            let path = e.path().to_string();
+            let place = if path == "." { String::new() } else { format!(" at {path}") };
+            invalid(format!("the network configuration is not valid{place}")).because(e.inner())
+        })?;
+        Self::check(version, valid, document)
+    }
+
+    fn check(version: Version, valid: Option<Vec<Owner>>, document: Document) -> Result<Self, CniError> {
+        let network = document.name.ok_or_else(|| invalid("the network configuration has no name"))?;
+        if !is_plain_name(&network) || network.len() > 200 {
+            return Err(invalid(format!("network name {network:?} is not valid")));
+        }
+        if document.kind != "netd" {
+            return Err(invalid(format!("the configuration is for plugin type {:?}, this is netd", document.kind)));
+        }
+        let ipam = document.ipam;
+        if let Some(kind) = ipam.kind.filter(|kind| kind != "netd") {
+            return Err(invalid(format!("ipam.type {kind:?} is not supported")).and("leave it out or set it to netd"));
+        }
+        let pools = pools_of(&ipam.ranges)?;
+        let keep = [document.cluster_cidrs, document.non_masquerade_cidrs].concat();
+        Ok(Self {
+            version,
+            network,
+            bridge: bridge_name(document.bridge)?,
+            mtu: mtu(document.mtu)?,
+            masquerade: document.ip_masq.unwrap_or(true),
+            keep,
+            hairpin: document.hairpin_mode.unwrap_or(true),
+            pools,
+            ranges_file: ipam.ranges_file.unwrap_or_else(|| DEFAULT_RANGES_FILE.into()),
+            routes: ipam.routes,
+            directory: absolute(ipam.data_dir, netd_ipam::DEFAULT_DIRECTORY)?,
+            cool_down: ipam.cool_down_seconds.map_or(DEFAULT_COOL_DOWN, |s| Duration::from_secs(s.into())),
+            dns: document.dns,
+            previous: document.prev_result.filter(|result| !result.is_null()),
+            valid,
+            unsupported_wish: wish_in(&document.runtime_config),
+        })
+    }
+}
+
+/// Takes the keys out that the runtime's library adds for GC; both spellings are in use.
+fn valid_attachments(keys: &mut Map<String, Value>) -> Result<Option<Vec<Owner>>, CniError> {
+    let mut valid = None;
+    let injected: Vec<String> = keys.keys().filter(|key| key.starts_with("cni.dev/")).cloned().collect();
+    for key in injected {
+        let Some(value) = keys.remove(&key) else { continue };
+        if !matches!(key.as_str(), "cni.dev/valid-attachments" | "cni.dev/attachments") {
+            continue;
+        }
+        let list: Option<Vec<Attachment>> =
+            serde_json::from_value(value).map_err(|e| invalid(format!("{key} is not valid")).because(e))?;
+        let owners = list.unwrap_or_default();
+        let owners = owners.into_iter().map(|a| Owner { container: a.container, interface: a.ifname });
+        valid.get_or_insert_with(Vec::new).extend(owners);
+    }
+    Ok(valid)
+}
+
+fn pools_of(documents: &[Vec<RangeDocument>]) -> Result<Vec<Pool>, CniError> {
+    let mut pools: Vec<Pool> = Vec::new();
+    for (place, ranges) in documents.iter().enumerate() {
+        let named = |e: netd_ipam::Error| invalid(format!("ipam.ranges[{place}] is not valid")).because(e);
+        let ranges: Result<Vec<Range>, _> =
+            ranges.iter().map(|r| Range::new(r.subnet, r.range_start, r.range_end, r.gateway)).collect();
+        let pool = Pool::new(ranges.map_err(named)?).map_err(named)?;
+        for earlier in &pools {
+            pool.check_apart_from(earlier).map_err(named)?;
+        }
+        pools.push(pool);
+    }
+    Ok(pools)
+}
+
+fn bridge_name(name: Option<String>) -> Result<String, CniError> {
+    let name = name.unwrap_or_else(|| DEFAULT_BRIDGE.to_owned());
+    if name.len() > 15 || !is_plain_name(&name) {
+        return Err(invalid(format!("bridge {name:?} is no name for a link")));
+    }
+    Ok(name)
+}
+
+fn mtu(mtu: Option<u32>) -> Result<Option<u32>, CniError> {
+    match mtu {
+        None | Some(0) => Ok(None),
+        // RFC 791 for the lower bound; IPv6 needs 1280, which the kernel checks.
+        Some(size @ 68..=65_535) => Ok(Some(size)),
+        Some(size) => Err(invalid(format!("mtu {size} is not between 68 and 65535")).and("0 finds it out")),
+    }
+}
+
+fn absolute(path: Option<PathBuf>, default: &str) -> Result<PathBuf, CniError> {
+    let path = path.unwrap_or_else(|| Path::new(default).to_owned());
+    if path.is_absolute() {
+        return Ok(path);
+    }
+    Err(invalid(format!("ipam.dataDir {} is not an absolute path", path.display())))
+}
+
+fn wish_in(runtime: &Map<String, Value>) -> Option<&'static str> {
+    let empty = |value: &Value| match value {
+        Value::Null => true,
+        Value::Array(items) => items.is_empty(),
+        Value::Object(items) => items.is_empty(),
+        Value::String(text) => text.is_empty(),
+        Value::Bool(_) | Value::Number(_) => false,
+    };
+    UNSUPPORTED_WISHES.into_iter().find(|wish| runtime.get(*wish).is_some_and(|value| !empty(value)))
+}
+
+fn invalid(msg: impl Into<String>) -> CniError {
+    CniError::new(Code::InvalidConfig, msg)
+}
+
+#[cfg(test)]
+mod tests;

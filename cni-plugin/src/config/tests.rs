@@ -1,0 +1,94 @@
+use super::*;
+use serde_json::json;
+
+fn parse(changed: Value) -> Result<Config, CniError> {
+    let mut document = json!({
+        "cniVersion": "1.0.0", "name": "pods", "type": "netd",
+        "ipam": { "type": "netd", "ranges": [[{ "subnet": "172.16.1.0/24" }]] }
+    });
+    for (key, value) in changed.as_object().unwrap() {
+        document[key] = value.clone();
+    }
+    Config::parse(document.to_string().as_bytes())
+}
+
+fn code(changed: Value) -> Code {
+    parse(changed).unwrap_err().code
+}
+
+#[test]
+fn the_smallest_configuration_gets_the_defaults() {
+    let config = parse(json!({})).unwrap();
+    assert_eq!(config.bridge, "netd0");
+    assert_eq!((config.masquerade, config.hairpin, config.mtu), (true, true, None));
+    assert_eq!(config.directory, Path::new("/var/lib/netd/ipam"));
+    assert_eq!(config.pools.len(), 1);
+    let bare = Config::parse(br#"{"name":"pods","type":"netd"}"#).unwrap();
+    assert_eq!(bare.version, Version::V0_1_0);
+    assert!(bare.pools.is_empty());
+    assert_eq!(bare.ranges_file, Path::new("/run/netd/podcidrs.json"));
+}
+
+#[test]
+fn an_unknown_key_is_an_error_that_names_it() {
+    let error = parse(json!({ "ipMask": true })).unwrap_err();
+    assert_eq!(error.code, Code::InvalidConfig);
+    assert!(error.to_string().contains("ipMask"), "{error}");
+    let error = parse(json!({ "ipam": { "ranges": [[{ "subnet": "10.0.0.0/24", "gatway": "10.0.0.9" }]] } })).unwrap_err();
+    assert!(error.to_string().contains("gatway") && error.to_string().contains("ipam.ranges[0][0]"), "{error}");
+}
+
+#[test]
+fn what_the_runtimes_library_adds_is_no_unknown_key() {
+    let config = parse(json!({
+        "prevResult": { "cniVersion": "1.0.0" }, "capabilities": { "io.kubernetes.cri.pod-annotations": true },
+        "runtimeConfig": { "io.kubernetes.cri.pod-annotations": { "a": "b" }, "portMappings": [] }, "args": { "cni": {} },
+        "cni.dev/valid-attachments": [{ "containerID": "a", "ifname": "eth0" }],
+        "cni.dev/attachments": [{ "containerID": "a", "ifname": "eth0" }], "cni.dev/later": 1
+    }));
+    let config = config.unwrap();
+    assert_eq!(config.valid.unwrap()[0], Owner { container: "a".into(), interface: "eth0".into() });
+    assert!(config.previous.is_some() && config.unsupported_wish.is_none());
+    let wish = parse(json!({ "runtimeConfig": { "portMappings": [{ "hostPort": 1 }] } })).unwrap();
+    assert_eq!(wish.unsupported_wish, Some("portMappings"));
+}
+
+#[test]
+fn every_impossible_value_has_its_code() {
+    assert_eq!(Config::parse(b"").unwrap_err().code, Code::Decode);
+    assert_eq!(Config::parse(b"{").unwrap_err().code, Code::Decode);
+    assert_eq!(Config::parse(b"[]").unwrap_err().code, Code::Decode);
+    assert_eq!(Config::parse(b"\xff\xfe").unwrap_err().code, Code::Decode);
+    assert_eq!(Config::parse("[".repeat(100_000).as_bytes()).unwrap_err().code, Code::Decode);
+    assert_eq!(code(json!({ "cniVersion": "9.9.9" })), Code::IncompatibleVersion);
+    for changed in [
+        json!({ "cniVersion": 1 }),
+        json!({ "name": null }),
+        json!({ "name": "../x" }),
+        json!({ "name": "" }),
+        json!({ "type": "bridge" }),
+        json!({ "mtu": -1 }),
+        json!({ "mtu": 67 }),
+        json!({ "mtu": 65536 }),
+        json!({ "mtu": "1500" }),
+        json!({ "bridge": "a/b" }),
+        json!({ "bridge": "" }),
+        json!({ "bridge": "0123456789abcdef" }),
+        json!({ "ipMasq": "yes" }),
+        json!({ "clusterCIDRs": ["10.0.0.0/99"] }),
+        json!({ "ipam": { "type": "host-local" } }),
+        json!({ "ipam": { "ranges": [[]] } }),
+        json!({ "ipam": { "ranges": [[{}]] } }),
+        json!({ "ipam": { "ranges": [[{ "subnet": "10.0.0.1/24" }]] } }),
+        json!({ "ipam": { "ranges": [[{ "subnet": "10.0.0.0/31" }]] } }),
+        json!({ "ipam": { "ranges": [[{ "subnet": "10.0.0.0/24", "rangeStart": "10.1.0.1" }]] } }),
+        json!({ "ipam": { "ranges": [[{ "subnet": "10.0.0.0/24" }, { "subnet": "fd00::/64" }]] } }),
+        json!({ "ipam": { "ranges": [[{ "subnet": "10.0.0.0/24" }], [{ "subnet": "10.0.0.0/16" }]] } }),
+        json!({ "ipam": { "dataDir": "relative" } }),
+        json!({ "ipam": { "routes": [{ "dst": "nowhere" }] } }),
+        json!({ "dns": { "nameserver": [] } }),
+        json!({ "cni.dev/valid-attachments": [{ "containerID": 1 }] }),
+    ] {
+        assert_eq!(code(changed.clone()), Code::InvalidConfig, "{changed}");
+    }
+}

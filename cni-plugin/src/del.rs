@@ -1,0 +1,53 @@
+//! DEL: removes what an ADD made, however far it came, however often it is called.
+
+use netd_ipam::Owner;
+use netd_kernel::Netlink;
+
+use crate::attachment;
+use crate::call::{Call, own_namespace};
+use crate::config::Config;
+use crate::error::{CniError, Code};
+use crate::leases;
+
+/// Does a DEL.
+///
+/// The container's namespace is never entered: its link goes with the host's end, and a path that is stale or gone
+/// changes nothing.
+///
+/// # Errors
+/// Code 104 when something is left; code 8, after everything is removed, when the namespace named is the host's.
+pub fn del(call: &Call, config: &Config) -> Result<(), CniError> {
+    let mut netlink = Netlink::open()
+        .map_err(|e| CniError::new(Code::Wiring, "the kernel's netlink cannot be used").because(e).and("is this root?"))?;
+    let failures = remove(&mut netlink, config, &call.owner);
+    let error = CniError::new(Code::Teardown, format!("{} is not removed completely", call.owner));
+    report(error, failures)?;
+    match call.netns.as_deref() {
+        Some(path) if call.names_own_namespace() => Err(own_namespace(path)),
+        Some(_) | None => Ok(()),
+    }
+}
+
+/// Removes an attachment: the link and neighbour entries first, the lease last, so that an address that is still
+/// wired is never given to another. Returns all that failed.
+pub fn remove(netlink: &mut Netlink, config: &Config, owner: &Owner) -> Vec<String> {
+    let (known, mut failures) = match leases::open_existing(config) {
+        Ok(ledger) => (ledger.and_then(|ledger| ledger.lease_of(owner).cloned()), Vec::new()),
+        // The link is removed all the same.
+        Err(error) => (None, vec![error.to_string()]),
+    };
+    let addresses = known.as_ref().map(|lease| lease.addresses.clone()).unwrap_or_default();
+    let unwired = attachment::unwire(netlink, &config.bridge, owner, &addresses);
+    failures.extend(unwired.iter().map(ToString::to_string));
+    if known.is_some() && unwired.is_empty() {
+        let released = leases::open(config)
+            .and_then(|mut ledger| ledger.release(owner).map_err(|e| leases::failed(&e)));
+        failures.extend(released.err().map(|error| error.to_string()));
+    }
+    failures
+}
+
+/// Turns what failed into one error.
+pub fn report(error: CniError, failures: Vec<String>) -> Result<(), CniError> {
+    if failures.is_empty() { Ok(()) } else { Err(failures.into_iter().fold(error, |error, f| error.and(f))) }
+}

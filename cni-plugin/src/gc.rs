@@ -1,0 +1,67 @@
+//! GC: removes every attachment of the network that the runtime does not know.
+
+use std::collections::BTreeSet;
+
+use netd_ipam::Owner;
+use netd_kernel::Netlink;
+
+use crate::config::Config;
+use crate::del;
+use crate::error::{CniError, Code};
+use crate::leases;
+use crate::naming;
+
+/// Does a GC; goes on past errors and tells them at the end.
+///
+/// # Errors
+/// Code 7 when the runtime gave no list of valid attachments: an absent list must not remove every pod's network.
+pub fn gc(config: &Config) -> Result<(), CniError> {
+    let Some(valid) = &config.valid else {
+        return Err(CniError::new(Code::InvalidConfig, "GC needs cni.dev/valid-attachments")
+            .and("an empty list removes all attachments of the network"));
+    };
+    let mut netlink = Netlink::open()
+        .map_err(|e| CniError::new(Code::Wiring, "the kernel's netlink cannot be used").because(e).and("is this root?"))?;
+    let valid: BTreeSet<&Owner> = valid.iter().collect();
+    let (owners, mut failures) = owners(&mut netlink, config);
+    // By name as well: an alias that was cut short does not tell its owner.
+    let valid_links: BTreeSet<String> = valid.iter().map(|owner| naming::host_link(owner)).collect();
+    for owner in owners.iter().filter(|owner| !valid.contains(owner)) {
+        failures.extend(del::remove(&mut netlink, config, owner));
+    }
+    failures.extend(remove_strays(&mut netlink, config, &valid_links));
+    del::report(
+        CniError::new(Code::Teardown, format!("garbage of network {} is not removed completely", config.network)),
+        failures,
+    )
+}
+
+/// Everyone who has a lease or a link of the network.
+fn owners(netlink: &mut Netlink, config: &Config) -> (BTreeSet<Owner>, Vec<String>) {
+    let mut failures = Vec::new();
+    let mut owners = BTreeSet::new();
+    match leases::open_existing(config) {
+        Ok(ledger) => owners.extend(ledger.iter().flat_map(|l| l.leases()).map(|lease| lease.owner.clone())),
+        Err(error) => failures.push(error.to_string()),
+    }
+    match netlink.links() {
+        Ok(links) => {
+            let aliases = links.iter().filter_map(|link| link.alias.as_deref());
+            owners.extend(aliases.filter_map(|alias| naming::lease_from_alias(&config.network, alias)).map(|l| l.owner));
+        }
+        Err(error) => failures.push(error.to_string()),
+    }
+    (owners, failures)
+}
+
+/// Removes links of the network whose alias did not lead to their name.
+fn remove_strays(netlink: &mut Netlink, config: &Config, valid: &BTreeSet<String>) -> Vec<String> {
+    let links = match netlink.links() {
+        Ok(links) => links,
+        Err(error) => return vec![error.to_string()],
+    };
+    let stray = |alias: &str| naming::lease_from_alias(&config.network, alias).is_some();
+    let strays = links.iter().filter(|l| l.alias.as_deref().is_some_and(stray) && !valid.contains(&l.name));
+    let outcomes: Vec<_> = strays.map(|link| netlink.delete_link(link.index)).collect();
+    outcomes.into_iter().filter_map(Result::err).filter(|e| !e.is_not_found()).map(|e| e.to_string()).collect()
+}

@@ -1,0 +1,34 @@
+//! The CNI plugin `netd-cni`: an address for a pod, a veth pair to the bridge, masquerade for what leaves the cluster.
+//!
+//! It stands alone: no daemon, no other program, one netlink conversation a namespace. What the runtime says comes in
+//! as a [`call::Call`] and a [`config::Config`]; what the kernel shall have is done by one module a verb.
+//!
+//! | module | what it does |
+//! |---|---|
+//! | [`call`], [`config`], [`ranges`] | what the runtime says: environment, configuration, the node's address ranges |
+//! | [`version`], [`error`], [`result`] | the words of the CNI spec, in every version of it |
+//! | [`naming`] | names and MAC addresses that follow from the attachment alone |
+//! | [`node`] | the bridge, forwarding and masquerade: shared by all pods, ensured by each ADD |
+//! | [`attachment`] | one pod's link, address and routes: wired, unwired |
+//! | [`leases`] | the ledger, with the leases that the kernel shows as its second memory |
+//! | [`add`], [`del`], [`check`], [`gc`], [`status`] | the verbs |
+//! | [`plugin`] | one call from beginning to end |
+
+#![forbid(unsafe_code)]
+
+pub mod add;
+pub mod attachment;
+pub mod call;
+pub mod check;
+pub mod config;
+pub mod del;
+pub mod error;
+pub mod gc;
+pub mod leases;
+pub mod naming;
+pub mod node;
+pub mod plugin;
+pub mod ranges;
+pub mod result;
+pub mod status;
+pub mod version;

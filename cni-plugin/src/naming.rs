@@ -1,0 +1,122 @@
+//! Names and MAC addresses that follow from the attachment alone, so that everything is found again with no memory.
+
+use std::net::IpAddr;
+
+use netd_ipam::{Lease, Owner};
+use netd_kernel::Mac;
+use sha2::{Digest, Sha256};
+
+/// The longest alias of a link in bytes (`IFALIASZ` without the final zero).
+const ALIAS_MAX: usize = 255;
+/// How an alias of ours begins.
+const ALIAS_START: &str = "netd net=";
+/// The alias of the bridge.
+pub const BRIDGE_ALIAS: &str = "netd bridge";
+
+/// The name of the host's end of the attachment's veth pair: `netd` and 55 bits of a hash.
+pub fn host_link(owner: &Owner) -> String {
+    const LETTERS: &[u8; 32] = b"0123456789abcdefghjkmnpqrstvwxyz";
+    let hash = Sha256::new().chain_update(&owner.container).chain_update([0]).chain_update(&owner.interface).finalize();
+    let bits = hash.iter().take(8).fold(0_u64, |bits, byte| bits << 8 | u64::from(*byte));
+    let letters = (0..11).map(|place| LETTERS.get((bits >> (5 * place) & 31) as usize).copied().unwrap_or(b'0'));
+    letters.fold(String::from("netd"), |mut name, letter| {
+        name.push(char::from(letter));
+        name
+    })
+}
+
+/// The MAC address of a pod: a new owner of the address is reached at once by whoever remembers the old one.
+pub fn pod_mac(address: IpAddr) -> Mac {
+    mac([0x02, 0x42], address)
+}
+
+/// The MAC address of the host's end of a pod's veth pair.
+pub fn host_mac(address: IpAddr) -> Mac {
+    mac([0x6e, 0x68], address)
+}
+
+/// The MAC address of the bridge with this gateway address.
+pub fn bridge_mac(gateway: IpAddr) -> Mac {
+    mac([0x6e, 0x64], gateway)
+}
+
+/// A locally administered unicast address: two bytes of ours, and four of the address (of an IPv6 one, of its hash).
+fn mac([first, second]: [u8; 2], address: IpAddr) -> Mac {
+    let [a, b, c, d] = match address {
+        IpAddr::V4(v4) => v4.octets(),
+        IpAddr::V6(v6) => {
+            let hash = Sha256::digest(v6.octets());
+            hash.first_chunk::<4>().copied().unwrap_or_default()
+        }
+    };
+    Mac([first, second, a, b, c, d])
+}
+
+/// The alias of the host's end: the lease in words, the ledger's second memory.
+pub fn alias(network: &str, lease: &Lease) -> String {
+    let addresses: Vec<String> = lease.addresses.iter().map(IpAddr::to_string).collect();
+    let Owner { container, interface } = &lease.owner;
+    let mut text = format!("{ALIAS_START}{network} ip={} if={interface} id={container}", addresses.join(","));
+    // All of it is ASCII but perhaps the interface, which stands far before the cut.
+    while text.len() > ALIAS_MAX {
+        text.pop();
+    }
+    text
+}
+
+/// Reads the lease back from an alias of this network; `None` when the link is not one of its attachments.
+pub fn lease_from_alias(network: &str, text: &str) -> Option<Lease> {
+    let rest = text.strip_prefix(ALIAS_START)?.strip_prefix(network)?.strip_prefix(" ip=")?;
+    let (addresses, rest) = rest.split_once(" if=")?;
+    let (interface, container) = rest.split_once(" id=")?;
+    let addresses: Vec<IpAddr> = addresses.split(',').map(str::parse).collect::<Result<_, _>>().ok()?;
+    let owner = Owner { container: container.to_owned(), interface: interface.to_owned() };
+    Some(Lease { owner, pod: None, addresses })
+}
+
+/// Whether an alias says that the link is an attachment's of some network of netd.
+pub fn is_alias(text: &str) -> bool {
+    text.starts_with(ALIAS_START)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn owner(container: &str, interface: &str) -> Owner {
+        Owner { container: container.to_owned(), interface: interface.to_owned() }
+    }
+
+    #[test]
+    fn a_link_name_fits_and_depends_on_both_parts() {
+        let name = host_link(&owner("c1", "eth0"));
+        assert_eq!(name.len(), 15);
+        assert_ne!(name, host_link(&owner("c1", "eth1")));
+        assert_ne!(host_link(&owner("ab", "c")), host_link(&owner("a", "bc")));
+        assert_ne!(name, "netd0");
+    }
+
+    #[test]
+    fn macs_are_local_unicast_and_differ() {
+        let address = "172.16.1.2".parse().unwrap();
+        let all = [pod_mac(address), host_mac(address), bridge_mac(address), pod_mac("fd00::2".parse().unwrap())];
+        for (place, Mac([first, ..])) in all.iter().enumerate() {
+            assert_eq!(first & 0b11, 0b10);
+            assert!(!all[..place].contains(&all[place]));
+        }
+    }
+
+    #[test]
+    fn an_alias_tells_the_lease() {
+        let addresses = vec!["172.16.1.2".parse().unwrap(), "fd00::2".parse().unwrap()];
+        let lease = Lease { owner: owner(&"f".repeat(64), "eth0"), pod: None, addresses };
+        let text = alias("pods", &lease);
+        assert_eq!(lease_from_alias("pods", &text), Some(lease.clone()));
+        assert_eq!(lease_from_alias("pod", &text), None);
+        assert_eq!(lease_from_alias("pods", BRIDGE_ALIAS), None);
+        let long = Lease { owner: owner(&"f".repeat(400), "eth0"), ..lease.clone() };
+        let text = alias("pods", &long);
+        assert_eq!(text.len(), 255);
+        assert_eq!(lease_from_alias("pods", &text).unwrap().addresses, lease.addresses);
+    }
+}

@@ -1,0 +1,181 @@
+//! What all pods of a node share: the bridge with its gateway addresses, forwarding, masquerade.
+//!
+//! Every ADD ensures it: a few reads where all is right, and writes only for what is not. Two calls that do so at the
+//! same moment come to the same end.
+
+use ipnetwork::IpNetwork;
+use netd_kernel::link::{Ifindex, Link};
+use netd_kernel::masquerade::{self, Masquerade, State};
+use netd_kernel::netlink::{Batch, BridgeSpec, Family, RouteFilter};
+use netd_kernel::{Mac, Netlink, sysctl};
+
+use crate::config::Config;
+use crate::error::{CniError, Code};
+use crate::naming;
+use crate::ranges::NodeRanges;
+
+/// The MTU where no default route tells one: Ethernet's.
+const ETHERNET_MTU: u32 = 1500;
+
+/// The bridge, ready for a pod.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Bridge {
+    /// Its number.
+    pub index: Ifindex,
+    /// Its MAC address.
+    pub mac: Mac,
+    /// The largest packet of a pod in bytes.
+    pub mtu: u32,
+}
+
+/// Makes the node ready for a pod.
+///
+/// # Errors
+/// Code 100 with the part that the kernel refused, 105 for masquerade, 7 when the bridge's name is another link's.
+pub fn prepare(netlink: &mut Netlink, config: &Config, ranges: &NodeRanges) -> Result<Bridge, CniError> {
+    let mtu = match ranges.mtu {
+        Some(mtu) => mtu,
+        None => uplink_mtu(netlink).map_err(|e| wiring("the MTU of the uplink cannot be found out", &e))?,
+    };
+    let link = bridge(netlink, config, ranges, mtu)?;
+    bring_up(netlink, &link, ranges)
+        .map_err(|e| wiring(&format!("bridge {} cannot be made ready", config.bridge), &e))?;
+    for (key, value) in parameters(&config.bridge, ranges) {
+        sysctl::write(&key, value).map_err(|e| wiring("a kernel parameter cannot be set", &e))?;
+    }
+    if config.masquerade {
+        masquerade::ensure(&masquerade_of(ranges)).map_err(|e| {
+            CniError::new(Code::Masquerade, "masquerade for pods cannot be installed")
+                .because(e)
+                .and("the kernel needs nf_tables with nat; \"ipMasq\": false does without")
+        })?;
+    }
+    Ok(Bridge { index: link.index, mac: link.mac.unwrap_or(Mac([0; 6])), mtu })
+}
+
+/// Says what of the node's part is missing or different, a sentence each.
+pub fn faults(netlink: &mut Netlink, config: &Config, ranges: &NodeRanges) -> netd_kernel::Result<Vec<String>> {
+    let mut faults = Vec::new();
+    let name = &config.bridge;
+    match netlink.link(name)? {
+        None => faults.push(format!("bridge {name} is missing")),
+        Some(link) => {
+            if !link.up {
+                faults.push(format!("bridge {name} is down"));
+            }
+            let missing = missing_gateways(netlink, &link, ranges)?;
+            faults.extend(missing.iter().map(|gateway| format!("bridge {name} has lost its address {gateway}")));
+        }
+    }
+    for (key, value) in parameters(name, ranges).into_iter().filter(|(key, _)| key.ends_with("forward") || key.ends_with("forwarding")) {
+        let found = sysctl::read(&key).unwrap_or_default();
+        if found != value {
+            faults.push(format!("forwarding is off: {key} is {found:?}"));
+        }
+    }
+    if config.masquerade {
+        match masquerade::check(&masquerade_of(ranges))? {
+            State::Installed => {}
+            State::Absent => faults.push(format!("masquerade is gone: no table {}", masquerade::TABLE)),
+            State::Different => faults.push(format!("masquerade is not as configured: table {}", masquerade::TABLE)),
+        }
+    }
+    Ok(faults)
+}
+
+fn masquerade_of(ranges: &NodeRanges) -> Masquerade {
+    Masquerade { pod_cidrs: ranges.subnets(), keep: ranges.keep.clone() }
+}
+
+/// Finds the bridge or makes it.
+fn bridge(netlink: &mut Netlink, config: &Config, ranges: &NodeRanges, mtu: u32) -> Result<Link, CniError> {
+    let name = config.bridge.as_str();
+    let failed = |e: netd_kernel::Error| wiring(&format!("bridge {name} cannot be made"), &e);
+    if let Some(link) = netlink.link(name).map_err(failed)? {
+        return is_bridge(link);
+    }
+    let mac = ranges.gateways().first().map(|gateway| naming::bridge_mac(gateway.ip()));
+    let spec = BridgeSpec { name, mac, mtu: Some(mtu), alias: Some(naming::BRIDGE_ALIAS) };
+    match netlink.add_bridge(&spec) {
+        // Another call was quicker.
+        Err(error) if !error.is_exists() => return Err(failed(error)),
+        Ok(_) | Err(_) => {}
+    }
+    match netlink.link(name).map_err(failed)? {
+        Some(link) => is_bridge(link),
+        None => Err(CniError::new(Code::Wiring, format!("bridge {name} was deleted while it was made"))),
+    }
+}
+
+fn is_bridge(link: Link) -> Result<Link, CniError> {
+    if link.kind.as_deref() == Some("bridge") {
+        return Ok(link);
+    }
+    let kind = link.kind.as_deref().unwrap_or("device");
+    Err(CniError::new(Code::InvalidConfig, format!("link {} is a {kind}, not a bridge", link.name))
+        .and("name another bridge in the configuration, or rename the link"))
+}
+
+/// Switches the bridge on and gives it the gateway addresses that it lacks.
+fn bring_up(netlink: &mut Netlink, link: &Link, ranges: &NodeRanges) -> netd_kernel::Result<()> {
+    if ranges.has_ipv6() {
+        sysctl::write(&format!("net/ipv6/conf/{}/disable_ipv6", link.name), "0")?;
+    }
+    let mut batch = Batch::new();
+    for gateway in missing_gateways(netlink, link, ranges)? {
+        batch.add_address(link.index, gateway, true);
+    }
+    if !link.up {
+        batch.set_up(link.index);
+    }
+    match netlink.send(&batch) {
+        // Another call gave it the address meanwhile.
+        Err(error) if !error.is_exists() => Err(error),
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+fn missing_gateways(
+    netlink: &mut Netlink,
+    link: &Link,
+    ranges: &NodeRanges,
+) -> netd_kernel::Result<Vec<IpNetwork>> {
+    let present = netlink.addresses(Some(link.index))?;
+    let missing = |gateway: &IpNetwork| !present.iter().any(|address| address.prefix == *gateway);
+    Ok(ranges.gateways().into_iter().filter(missing).collect())
+}
+
+/// Forwarding on; no redirects, since pods of one node are to reach each other through the host (see `attachment`);
+/// router advertisements of pods are not believed.
+fn parameters(bridge: &str, ranges: &NodeRanges) -> Vec<(String, &'static str)> {
+    let mut all = Vec::new();
+    if ranges.has_ipv4() {
+        all.push(("net/ipv4/ip_forward".to_owned(), "1"));
+        // A link sends redirects when either says so, so the one for all links must not; other links keep their own.
+        all.push(("net/ipv4/conf/all/send_redirects".to_owned(), "0"));
+        all.push((format!("net/ipv4/conf/{bridge}/send_redirects"), "0"));
+    }
+    if ranges.has_ipv6() {
+        all.push((format!("net/ipv6/conf/{bridge}/accept_ra"), "0"));
+        all.push(("net/ipv6/conf/all/forwarding".to_owned(), "1"));
+    }
+    all
+}
+
+/// The MTU of the link that the default route leaves by.
+fn uplink_mtu(netlink: &mut Netlink) -> netd_kernel::Result<u32> {
+    for family in Family::ALL {
+        let routes = netlink.routes(RouteFilter { family: Some(family), ..RouteFilter::default() })?;
+        let default = routes.iter().filter(|route| route.destination.prefix() == 0).min_by_key(|route| route.metric);
+        if let Some(index) = default.and_then(|route| route.link)
+            && let Some(link) = netlink.link_by_index(index)?
+        {
+            return Ok(link.mtu.clamp(68, 65_535));
+        }
+    }
+    Ok(ETHERNET_MTU)
+}
+
+fn wiring(msg: &str, cause: &netd_kernel::Error) -> CniError {
+    CniError::new(Code::Wiring, msg).because(cause)
+}

@@ -1,0 +1,130 @@
+//! One call from beginning to end: environment and standard input in, JSON and an exit code out.
+
+use std::io::{self, Read, Write};
+use std::process::ExitCode;
+
+use crate::call::{Call, Verb};
+use crate::config::{self, Config, MAX_LENGTH};
+use crate::error::{CniError, Code};
+use crate::version::{self, Version};
+use crate::{add, check, del, gc, status};
+
+/// What a failed call exits with.
+const FAILED: u8 = 1;
+
+/// Runs the plugin on the process's environment, standard input and output.
+pub fn main() -> ExitCode {
+    let variable = |name: &str| std::env::var_os(name).map(|value| value.to_string_lossy().into_owned());
+    let call = match Call::read(variable) {
+        Ok(Some(call)) => call,
+        Ok(None) => return about(),
+        Err(error) => return fail(&error, version_without_call()),
+    };
+    let bytes = match read_input(io::stdin().lock()) {
+        Ok(bytes) => bytes,
+        Err(error) => return fail(&error, Version::LATEST),
+    };
+    let version = config::version_of(&bytes);
+    match run(&call, &bytes) {
+        Ok(answer) => answer.tell(&call, version),
+        Err(error) => fail(&error, version),
+    }
+}
+
+/// What a successful call has to say.
+struct Answer {
+    text: String,
+    /// Set for an ADD, which is taken back when nobody can be told of it.
+    config: Option<Config>,
+}
+
+impl Answer {
+    fn tell(self, call: &Call, version: Version) -> ExitCode {
+        let Err(cause) = print(&self.text) else { return ExitCode::SUCCESS };
+        let error = CniError::new(Code::Io, "the result cannot be written to standard output").because(cause);
+        let error = match &self.config {
+            Some(config) => add::take_back(call, config, error),
+            None => error,
+        };
+        fail(&error, version)
+    }
+}
+
+fn run(call: &Call, bytes: &[u8]) -> Result<Answer, CniError> {
+    let quiet = |()| Answer { text: String::new(), config: None };
+    if call.verb == Verb::Version {
+        return Ok(Answer { text: version::report(config::version_of(bytes)), config: None });
+    }
+    let config = Config::parse(bytes)?;
+    let (needed, name) = match call.verb {
+        Verb::Add => (Version::V0_1_0, "ADD"),
+        Verb::Del => (Version::V0_1_0, "DEL"),
+        Verb::Check => (Version::V0_4_0, "CHECK"),
+        Verb::Gc => (Version::V1_1_0, "GC"),
+        Verb::Status => (Version::V1_1_0, "STATUS"),
+        Verb::Version => (Version::V0_1_0, "VERSION"),
+    };
+    if config.version < needed {
+        let msg = format!("config version {} does not allow {name}", config.version.name());
+        return Err(CniError::new(Code::IncompatibleVersion, msg).and(format!("{} is needed", needed.name())));
+    }
+    match call.verb {
+        Verb::Add => {
+            let result = add::add(call, &config)?;
+            Ok(Answer { text: result.to_json(config.version), config: Some(config) })
+        }
+        Verb::Del => del::del(call, &config).map(quiet),
+        Verb::Check => check::check(call, &config).map(quiet),
+        Verb::Gc => gc::gc(&config).map(quiet),
+        Verb::Status => status::status(&config).map(quiet),
+        Verb::Version => Ok(quiet(())),
+    }
+}
+
+fn read_input(input: impl Read) -> Result<Vec<u8>, CniError> {
+    let mut bytes = Vec::new();
+    input
+        .take(MAX_LENGTH + 1)
+        .read_to_end(&mut bytes)
+        .map_err(|e| CniError::new(Code::Io, "standard input cannot be read").because(e))?;
+    if bytes.len() as u64 > MAX_LENGTH {
+        let msg = format!("the network configuration is longer than {} MiB", MAX_LENGTH >> 20);
+        return Err(CniError::new(Code::Decode, msg));
+    }
+    Ok(bytes)
+}
+
+/// The environment was refused before standard input was read; the answer is in the latest version.
+fn version_without_call() -> Version {
+    Version::LATEST
+}
+
+/// A person started the plugin: says what it is.
+fn about() -> ExitCode {
+    let text = format!(
+        "netd-cni {}: CNI plugin of netd, started by a container runtime with CNI_COMMAND set\n\
+         CNI protocol versions supported: {}\n",
+        env!("CARGO_PKG_VERSION"),
+        version::names().join(", ")
+    );
+    // Nobody is left to be told of a failure here.
+    let _ = io::stderr().write_all(text.as_bytes());
+    ExitCode::SUCCESS
+}
+
+fn fail(error: &CniError, version: Version) -> ExitCode {
+    if print(&error.to_json(version)).is_err() {
+        let _ = writeln!(io::stderr(), "netd-cni: {error}");
+    }
+    ExitCode::from(FAILED)
+}
+
+fn print(text: &str) -> io::Result<()> {
+    if text.is_empty() {
+        return Ok(());
+    }
+    let mut output = io::stdout().lock();
+    output.write_all(text.as_bytes())?;
+    output.write_all(b"\n")?;
+    output.flush()
+}

@@ -1,0 +1,235 @@
+//! The result of an ADD in every version of the CNI spec, section "Success".
+
+use std::net::IpAddr;
+
+use ipnetwork::IpNetwork;
+use netd_kernel::Mac;
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+use crate::config::{Dns, ExtraRoute};
+use crate::error::{CniError, Code};
+use crate::version::Version;
+
+/// A link that an ADD made or uses.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Interface {
+    /// Its name.
+    pub name: String,
+    /// Its MAC address.
+    pub mac: Mac,
+    /// The largest packet in bytes.
+    pub mtu: u32,
+    /// The container's namespace as the runtime wrote it; `None` on the host.
+    pub sandbox: Option<String>,
+}
+
+/// An address of the pod.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Address {
+    /// The address with its prefix.
+    pub address: IpNetwork,
+    /// The gateway of its family.
+    pub gateway: IpAddr,
+}
+
+/// What an ADD did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AddResult {
+    /// Bridge, host's end, pod's end: in this order.
+    pub interfaces: Vec<Interface>,
+    /// All of them are on the last interface.
+    pub addresses: Vec<Address>,
+    /// Routes of the pod.
+    pub routes: Vec<ExtraRoute>,
+    /// What the configuration says about DNS.
+    pub dns: Dns,
+}
+
+impl AddResult {
+    /// Writes the result in the version that the configuration asks for.
+    pub fn to_json(&self, version: Version) -> String {
+        let mut body = match version {
+            Version::V0_1_0 | Version::V0_2_0 => self.by_family(),
+            Version::V0_3_0 | Version::V0_3_1 | Version::V0_4_0 | Version::V1_0_0 | Version::V1_1_0 => {
+                self.by_interface(version)
+            }
+        };
+        body.insert("cniVersion".to_owned(), json!(version.name()));
+        body.insert("dns".to_owned(), json!(self.dns));
+        Value::Object(body).to_string()
+    }
+
+    /// 0.1.0 and 0.2.0 know one address a family and no interfaces.
+    fn by_family(&self) -> Map<String, Value> {
+        let mut body = Map::new();
+        for (key, v4) in [("ip4", true), ("ip6", false)] {
+            let Some(found) = self.addresses.iter().find(|a| a.address.is_ipv4() == v4) else { continue };
+            let routes: Vec<_> = self.routes.iter().filter(|r| r.dst.is_ipv4() == v4).collect();
+            let value = json!({ "ip": found.address, "gateway": found.gateway, "routes": routes });
+            body.insert(key.to_owned(), value);
+        }
+        body
+    }
+
+    fn by_interface(&self, version: Version) -> Map<String, Value> {
+        let last = self.interfaces.len().saturating_sub(1);
+        let interfaces: Vec<Value> = self.interfaces.iter().map(|link| interface(link, version)).collect();
+        let ips: Vec<Value> = self
+            .addresses
+            .iter()
+            .map(|found| {
+                let mut ip = json!({ "interface": last, "address": found.address, "gateway": found.gateway });
+                if version < Version::V1_0_0 {
+                    let family = if found.address.is_ipv4() { "4" } else { "6" };
+                    ip["version"] = json!(family);
+                }
+                ip
+            })
+            .collect();
+        let mut body = Map::new();
+        body.insert("interfaces".to_owned(), json!(interfaces));
+        body.insert("ips".to_owned(), json!(ips));
+        body.insert("routes".to_owned(), json!(self.routes));
+        body
+    }
+}
+
+fn interface(link: &Interface, version: Version) -> Value {
+    let mut value = json!({ "name": link.name, "mac": link.mac.to_string() });
+    if let Some(sandbox) = &link.sandbox {
+        value["sandbox"] = json!(sandbox);
+    }
+    if version >= Version::V1_1_0 {
+        value["mtu"] = json!(link.mtu);
+    }
+    value
+}
+
+/// What CHECK needs of an earlier result, of whatever version.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Previous {
+    /// The addresses of the interface that is checked.
+    pub addresses: Vec<IpNetwork>,
+}
+
+#[derive(Deserialize)]
+struct PreviousDocument {
+    #[serde(default)]
+    interfaces: Vec<PreviousInterface>,
+    #[serde(default)]
+    ips: Vec<PreviousAddress>,
+}
+
+#[derive(Deserialize)]
+struct PreviousInterface {
+    #[serde(default)]
+    name: String,
+    #[serde(default)]
+    sandbox: String,
+}
+
+#[derive(Deserialize)]
+struct PreviousAddress {
+    address: IpNetwork,
+    interface: Option<usize>,
+}
+
+impl Previous {
+    /// Reads the addresses that an earlier result gives to the container's interface `name`.
+    ///
+    /// # Errors
+    /// Code 6 when it is no result of the versions that have a CHECK.
+    pub fn read(result: &Value, name: &str) -> Result<Self, CniError> {
+        let document = PreviousDocument::deserialize(result)
+            .map_err(|e| CniError::new(Code::Decode, "prevResult is not valid").because(e))?;
+        let on_interface = |address: &PreviousAddress| {
+            address.interface.and_then(|place| document.interfaces.get(place)).is_some_and(|link| {
+                link.name == name && !link.sandbox.is_empty()
+            })
+        };
+        let addresses = document.ips.iter().filter(|a| on_interface(a)).map(|a| a.address).collect();
+        Ok(Self { addresses })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn result() -> AddResult {
+        let link = |name: &str, last: u8, sandbox: Option<&str>| Interface {
+            name: name.to_owned(),
+            mac: Mac([2, 0, 0, 0, 0, last]),
+            mtu: 1500,
+            sandbox: sandbox.map(str::to_owned),
+        };
+        let address = |text: &str, gateway: &str| Address {
+            address: text.parse().unwrap(),
+            gateway: gateway.parse().unwrap(),
+        };
+        AddResult {
+            interfaces: vec![link("netd0", 1, None), link("netdx", 2, None), link("eth0", 3, Some("/run/netns/x"))],
+            addresses: vec![address("172.16.1.2/32", "172.16.1.1"), address("fd00::2/128", "fd00::1")],
+            routes: vec![
+                ExtraRoute { dst: "0.0.0.0/0".parse().unwrap(), gw: Some("172.16.1.1".parse().unwrap()) },
+                ExtraRoute { dst: "::/0".parse().unwrap(), gw: None },
+            ],
+            dns: Dns::default(),
+        }
+    }
+
+    fn written(version: Version) -> Value {
+        serde_json::from_str(&result().to_json(version)).unwrap()
+    }
+
+    #[test]
+    fn the_latest_result_has_everything() {
+        let expected = json!({
+            "cniVersion": "1.1.0",
+            "interfaces": [
+                { "name": "netd0", "mac": "02:00:00:00:00:01", "mtu": 1500 },
+                { "name": "netdx", "mac": "02:00:00:00:00:02", "mtu": 1500 },
+                { "name": "eth0", "mac": "02:00:00:00:00:03", "mtu": 1500, "sandbox": "/run/netns/x" },
+            ],
+            "ips": [
+                { "interface": 2, "address": "172.16.1.2/32", "gateway": "172.16.1.1" },
+                { "interface": 2, "address": "fd00::2/128", "gateway": "fd00::1" },
+            ],
+            "routes": [{ "dst": "0.0.0.0/0", "gw": "172.16.1.1" }, { "dst": "::/0" }],
+            "dns": {},
+        });
+        assert_eq!(written(Version::V1_1_0), expected);
+    }
+
+    #[test]
+    fn earlier_results_have_what_their_version_knows() {
+        assert!(written(Version::V1_0_0)["interfaces"][2].get("mtu").is_none());
+        assert!(written(Version::V1_0_0)["ips"][0].get("version").is_none());
+        for version in [Version::V0_3_0, Version::V0_3_1, Version::V0_4_0] {
+            let value = written(version);
+            assert_eq!(value["cniVersion"], version.name());
+            assert_eq!((&value["ips"][0]["version"], &value["ips"][1]["version"]), (&json!("4"), &json!("6")));
+        }
+        for version in [Version::V0_1_0, Version::V0_2_0] {
+            let expected = json!({
+                "cniVersion": version.name(),
+                "ip4": { "ip": "172.16.1.2/32", "gateway": "172.16.1.1",
+                         "routes": [{ "dst": "0.0.0.0/0", "gw": "172.16.1.1" }] },
+                "ip6": { "ip": "fd00::2/128", "gateway": "fd00::1", "routes": [{ "dst": "::/0" }] },
+                "dns": {},
+            });
+            assert_eq!(written(version), expected);
+        }
+    }
+
+    #[test]
+    fn an_earlier_result_is_read_back_in_every_version_with_a_check() {
+        for version in [Version::V0_4_0, Version::V1_0_0, Version::V1_1_0] {
+            let previous = Previous::read(&written(version), "eth0").unwrap();
+            assert_eq!(previous.addresses, ["172.16.1.2/32".parse().unwrap(), "fd00::2/128".parse().unwrap()]);
+        }
+        assert!(Previous::read(&written(Version::V1_0_0), "netd0").unwrap().addresses.is_empty());
+        assert_eq!(Previous::read(&json!({ "ips": 1 }), "eth0").unwrap_err().code, Code::Decode);
+    }
+}

@@ -1,0 +1,40 @@
+//! STATUS: says whether an ADD could succeed; runtimes ask every few seconds, so it only reads.
+
+use netd_ipam::{Ledger, Pool};
+use netd_kernel::Netlink;
+
+use crate::config::Config;
+use crate::error::{CniError, Code};
+use crate::leases;
+use crate::ranges::NodeRanges;
+
+/// Does a STATUS.
+///
+/// # Errors
+/// Code 50 when the ranges are unknown or exhausted, 51 when the bridge that pods hang on is down.
+pub fn status(config: &Config) -> Result<(), CniError> {
+    let ranges = NodeRanges::of(config).map_err(|error| CniError { code: Code::NotAvailable, ..error })?;
+    let path = Ledger::path_of(&config.directory, &config.network);
+    let leases = match Ledger::read(&path) {
+        Ok(leases) => leases,
+        // The next ADD puts a damaged ledger aside and goes on.
+        Err(netd_ipam::Error::Corrupt { .. }) => netd_ipam::Leases::default(),
+        Err(error) => return Err(CniError { code: Code::NotAvailable, ..leases::failed(&error) }),
+    };
+    let used = |pool: &Pool| {
+        leases.iter().flat_map(|lease| &lease.addresses).filter(|a| pool.range_of(**a).is_some()).count() as u128
+    };
+    if let Some(pool) = ranges.pools.iter().find(|pool| used(pool) >= pool.capacity()) {
+        return Err(CniError::new(Code::NotAvailable, format!("network {} has no free address", config.network))
+            .because(format!("all {} of {pool} are in use", pool.capacity()))
+            .and("remove pods from this node or give it a larger podCIDR"));
+    }
+    let bridge = Netlink::open().and_then(|mut netlink| netlink.link(&config.bridge)).map_err(|e| {
+        CniError::new(Code::NotAvailable, "the kernel's netlink cannot be used").because(e)
+    })?;
+    if !leases.is_empty() && bridge.is_none_or(|link| !link.up) {
+        return Err(CniError::new(Code::LimitedConnectivity, format!("bridge {} is missing or down", config.bridge))
+            .and("the next ADD makes it again; pods that were on it need to be made again"));
+    }
+    Ok(())
+}

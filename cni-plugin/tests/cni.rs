@@ -1,0 +1,12 @@
+//! The plugin as a runtime calls it: the real binary, in network namespaces of the test's own.
+//!
+//! Needs root. Each test has a host namespace, pod namespaces and a data directory of its own, named after the process.
+
+mod cni {
+    mod harness;
+
+    mod kill;
+    mod lifecycle;
+    mod malformed;
+    mod traffic;
+}
