@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 
 use netd_model::{
-    FamilyPlan, Frontend, FrontendKey, FrontendKind, Masquerade, ObjectName, Service, ServicePlan,
+    FamilyPlan, Frontend, FrontendKey, FrontendKind, LocalPods, Masquerade, ObjectName, Service, ServicePlan,
     ServiceType, Snapshot, Verdict,
 };
 
@@ -61,14 +61,17 @@ fn frontend_state(key: &FrontendKey, frontend: &Frontend, plan: &FamilyPlan) -> 
         key: key.to_string(),
         port: frontend.port.port.to_string(),
         kind: kind_name(frontend.kind).to_owned(),
-        verdict: verdict_name(&by_source.pod).to_owned(),
+        verdict: verdict_name(&by_source.other).to_owned(),
         allowed_sources: frontend.allowed_sources.iter().flatten().map(ToString::to_string).collect(),
         ..FrontendState::default()
     };
-    let others = [("host", &by_source.host), ("other", &by_source.other)];
-    let differing: Vec<String> = others
+    let mut sources = vec![("host", &by_source.host), ("other", &by_source.other)];
+    if plan.local_pods != LocalPods::None {
+        sources.insert(0, ("pod", &by_source.pod));
+    }
+    let differing: Vec<String> = sources
         .iter()
-        .filter(|(_, verdict)| verdict_name(verdict) != verdict_name(&by_source.pod))
+        .filter(|(_, verdict)| verdict_name(verdict) != state.verdict)
         .map(|(source, verdict)| format!("{source}: {}", verdict_name(verdict)))
         .collect();
     if !differing.is_empty() {

@@ -182,7 +182,8 @@ pub struct FrontendState {
     pub port: String,
     /// `ClusterIP`, `NodePort`, `LoadBalancer`, `ExternalIP`.
     pub kind: String,
-    /// `Balance`, `Reject` or `Drop`; by source where they differ, such as `Balance (other: Drop)`.
+    /// `Balance`, `Reject` or `Drop` for sources outside the node, and the classes of source that differ, such as
+    /// `Drop (host: Balance)`.
     pub verdict: String,
     /// Source rewriting of balanced flows: `Hairpin`, `Always`, or empty.
     pub masquerade: String,

@@ -3,7 +3,8 @@
 use std::net::{IpAddr, SocketAddr};
 
 use crate::wire::{
-    Edns, HEADER_LEN, Question, Record, Reject, Request, Section, Writer, flag3, header_rcode, rcode, udp_limit,
+    Edns, HEADER_LEN, Question, Record, Reject, Request, Section, Writer, flag3, header_rcode, rcode,
+    udp_limit,
 };
 use crate::wire::{MIN_UDP, Name};
 use crate::zone::{Reply, Resolution, View};
@@ -218,8 +219,8 @@ pub fn relay(query: &Query<'_>, upstream: &[u8], out: &mut Vec<u8>) -> bool {
         Transport::Tcp => MAX_TCP,
     };
     if upstream.len() > limit {
-        let mut writer =
-            Writer::new(out, request.id, request.flags, request.question.bytes, MIN_UDP).with_edns(request.edns);
+        let mut writer = Writer::new(out, request.id, request.flags, request.question.bytes, MIN_UDP)
+            .with_edns(request.edns);
         writer.code(header_rcode(upstream));
         writer.recursion_available();
         writer.truncated();
@@ -248,4 +249,4 @@ pub(crate) fn is_allowed(allow: &[ipnetwork::IpNetwork], client: SocketAddr) -> 
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

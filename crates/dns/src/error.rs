@@ -48,7 +48,9 @@ pub enum Error {
         source: io::Error,
     },
     /// The address is not on this node.
-    #[error("address {address} is not on this node: add it to an interface or allow binding before it exists")]
+    #[error(
+        "address {address} is not on this node: add it to an interface or allow binding before it exists"
+    )]
     AddressMissing {
         /// Address that was asked for.
         address: IpAddr,
@@ -103,11 +105,15 @@ impl Error {
     /// Sorts a bind failure by what the operator has to do.
     pub(crate) fn bind(transport: &'static str, address: SocketAddr, source: io::Error) -> Self {
         let (ip, port) = (address.ip(), address.port());
-        match source.kind() {
-            io::ErrorKind::AddrInUse => Self::PortTaken { address: ip, port, source },
-            io::ErrorKind::AddrNotAvailable => Self::AddressMissing { address: ip, source },
-            io::ErrorKind::PermissionDenied => Self::Privilege { address: ip, port, source },
-            _ => Self::Bind { transport, address, source },
+        let kind = source.kind();
+        if kind == io::ErrorKind::AddrInUse {
+            Self::PortTaken { address: ip, port, source }
+        } else if kind == io::ErrorKind::AddrNotAvailable {
+            Self::AddressMissing { address: ip, source }
+        } else if kind == io::ErrorKind::PermissionDenied {
+            Self::Privilege { address: ip, port, source }
+        } else {
+            Self::Bind { transport, address, source }
         }
     }
 }

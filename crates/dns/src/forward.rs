@@ -184,7 +184,12 @@ impl Forwarder {
     }
 
     /// Asks one upstream: over UDP, then over TCP when the answer is cut.
-    async fn ask(&self, upstream: SocketAddr, request: &Request<'_>, until: Instant) -> std::io::Result<Vec<u8>> {
+    async fn ask(
+        &self,
+        upstream: SocketAddr,
+        request: &Request<'_>,
+        until: Instant,
+    ) -> std::io::Result<Vec<u8>> {
         let id = u16::try_from(self.entropy.next() & 0xffff).unwrap_or(0);
         let outgoing = message::outgoing(request, id);
         let question = request.question.bytes;

@@ -162,7 +162,8 @@ impl Metrics {
     pub(crate) fn request(&self, transport: Transport, client: SocketAddr, qtype: Option<u16>) {
         let slot = qtype.and_then(|t| TYPES.iter().position(|(n, _)| *n == t)).unwrap_or(TYPES.len());
         let family = usize::from(client.ip().to_canonical().is_ipv6());
-        let counter = self.requests.get(transport as usize).and_then(|t| t.get(family)).and_then(|f| f.get(slot));
+        let counter =
+            self.requests.get(transport as usize).and_then(|t| t.get(family)).and_then(|f| f.get(slot));
         counter.inspect(|c| count(c));
     }
 

@@ -122,7 +122,11 @@ impl Server {
     /// # Errors
     /// [`Error::TaskEnded`] or [`Error::Receive`] when a task ends by itself, a panic included; all others are
     /// stopped then, and the caller may bind again.
-    pub async fn run(self, views: SharedView, shutdown: impl Future<Output = ()> + Send) -> Result<(), Error> {
+    pub async fn run(
+        self,
+        views: SharedView,
+        shutdown: impl Future<Output = ()> + Send,
+    ) -> Result<(), Error> {
         let service = Arc::new(Service {
             views,
             allow: self.allow,
@@ -154,7 +158,9 @@ impl Server {
         match ended {
             None => Ok(()),
             Some(Ok((_, Err(error)))) => Err(error),
-            Some(Ok((id, Ok(())))) => Err(Error::TaskEnded { what: name(id), reason: "it returned".to_owned() }),
+            Some(Ok((id, Ok(())))) => {
+                Err(Error::TaskEnded { what: name(id), reason: "it returned".to_owned() })
+            }
             Some(Err(error)) => Err(Error::TaskEnded { what: name(error.id()), reason: error.to_string() }),
         }
     }
@@ -236,7 +242,12 @@ struct Question {
 
 impl Service {
     /// Looks at a request; the reply, if there is one at once, is in `out`.
-    fn take(self: &Arc<Self>, packet: &[u8], (transport, client): (Transport, SocketAddr), out: &mut Vec<u8>) -> Next {
+    fn take(
+        self: &Arc<Self>,
+        packet: &[u8],
+        (transport, client): (Transport, SocketAddr),
+        out: &mut Vec<u8>,
+    ) -> Next {
         let started = Instant::now();
         let view = self.views.load();
         let query = Query {

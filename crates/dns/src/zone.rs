@@ -165,7 +165,9 @@ impl View {
     pub fn resolve(&self, name: &Name, qtype: u16, seed: u64) -> Resolution {
         if let Some(labels) = name.within(&self.zone.apex) {
             return match &self.snapshot {
-                Some(snapshot) => Resolution::Ours(self.resolve_forward(snapshot, name, &labels, (qtype, seed))),
+                Some(snapshot) => {
+                    Resolution::Ours(self.resolve_forward(snapshot, name, &labels, (qtype, seed)))
+                }
                 None => Resolution::Unsynced,
             };
         }
@@ -213,9 +215,10 @@ fn ready_endpoints<'s>(
     snapshot: &'s Snapshot,
     service: &ObjectName,
 ) -> impl Iterator<Item = (&'s [netd_model::EndpointPort], &'s Endpoint)> {
-    snapshot.slices_of(service).iter().flat_map(|slice| {
-        slice.endpoints.iter().filter(|e| e.ready).map(|e| (slice.ports.as_slice(), e))
-    })
+    snapshot
+        .slices_of(service)
+        .iter()
+        .flat_map(|slice| slice.endpoints.iter().filter(|e| e.ready).map(|e| (slice.ports.as_slice(), e)))
 }
 
 /// The label of an endpoint below its Service: its hostname, or else its address with dashes.

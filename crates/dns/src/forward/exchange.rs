@@ -55,7 +55,8 @@ pub(super) async fn tcp(
 ) -> io::Result<Vec<u8>> {
     let exchange = async {
         let mut stream = TcpStream::connect(upstream).await?;
-        let length = u16::try_from(message.len()).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+        let length =
+            u16::try_from(message.len()).map_err(|_too_long| io::Error::from(io::ErrorKind::InvalidInput))?;
         let mut framed = Vec::with_capacity(message.len() + 2);
         framed.extend_from_slice(&length.to_be_bytes());
         framed.extend_from_slice(message);

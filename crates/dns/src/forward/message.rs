@@ -1,7 +1,7 @@
 //! Messages to and from upstreams.
 
-use domain::base::{Message, ParsedName, ParsedRecord};
 use domain::base::rdata::ComposeRecordData;
+use domain::base::{Message, ParsedName, ParsedRecord};
 use domain::rdata::AllRecordData;
 
 use crate::answer::Completion;

@@ -91,7 +91,10 @@ pub(super) fn load(source: &Upstreams, own: &[SocketAddr], old: &Loaded) -> Load
         Upstreams::ResolvConf(path) => match std::fs::read_to_string(path) {
             Ok(text) => parse_resolv_conf(&text, &mut notes),
             Err(error) => {
-                notes.push(format!("{} cannot be read ({error}): upstreams stay as they were", path.display()));
+                notes.push(format!(
+                    "{} cannot be read ({error}): upstreams stay as they were",
+                    path.display()
+                ));
                 return Loaded { upstreams: old.upstreams.clone(), notes };
             }
         },

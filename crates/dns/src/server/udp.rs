@@ -20,7 +20,11 @@ const MAX_ERRORS: u32 = 100;
 const ERROR_PAUSE: Duration = Duration::from_millis(10);
 
 /// Serves one socket until it fails for good.
-pub(super) async fn serve(socket: UdpSocket, address: SocketAddr, service: Arc<Service>) -> Result<(), Error> {
+pub(super) async fn serve(
+    socket: UdpSocket,
+    address: SocketAddr,
+    service: Arc<Service>,
+) -> Result<(), Error> {
     let socket = Arc::new(socket);
     let mut buffer = vec![0; DATAGRAM];
     let mut out = Vec::with_capacity(DATAGRAM);

@@ -156,7 +156,7 @@ fn push_label(wire: &mut Vec<u8>, label: &[u8]) -> Result<(), NameError> {
     if label.is_empty() {
         return Err(NameError::EmptyLabel);
     }
-    let length = u8::try_from(label.len()).map_err(|_| NameError::LongLabel)?;
+    let length = u8::try_from(label.len()).map_err(|_too_long| NameError::LongLabel)?;
     if label.len() > MAX_LABEL {
         return Err(NameError::LongLabel);
     }

@@ -70,11 +70,7 @@ fn pod_node<'s>(snapshot: &Snapshot, namespace: &str, label: &str) -> Node<'s> {
     address.map_or(Node::Missing, |a| Node::Addresses(vec![a]))
 }
 
-fn service_node<'s>(
-    snapshot: &'s Snapshot,
-    (namespace, name): (&str, &str),
-    below: [&str; 3],
-) -> Node<'s> {
+fn service_node<'s>(snapshot: &'s Snapshot, (namespace, name): (&str, &str), below: [&str; 3]) -> Node<'s> {
     let key = ObjectName::new(namespace, name);
     let Some(service) = snapshot.services.get(&key).map(Arc::as_ref) else { return Node::Missing };
     if service.service_type == ServiceType::ExternalName {

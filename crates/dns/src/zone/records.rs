@@ -59,7 +59,13 @@ impl View {
     }
 
     /// The records of one type at a node that is no alias.
-    fn records(&self, snapshot: &Snapshot, node: &Node<'_>, owner: &Name, (qtype, seed): (u16, u64)) -> Reply {
+    fn records(
+        &self,
+        snapshot: &Snapshot,
+        node: &Node<'_>,
+        owner: &Name,
+        (qtype, seed): (u16, u64),
+    ) -> Reply {
         let apex = self.zone.apex();
         let (answer, additional) = match node {
             Node::Missing | Node::Alias(_) => return self.negative(rcode::NXDOMAIN, apex),
@@ -169,7 +175,9 @@ impl View {
                 push_new(addresses, endpoint);
             }
         }
-        let named = targets.into_iter().map(|((label, port), addresses)| (parent.child(&label).ok(), port, addresses));
+        let named = targets
+            .into_iter()
+            .map(|((label, port), addresses)| (parent.child(&label).ok(), port, addresses));
         named.filter_map(|(name, port, addresses)| Some((name?, port, addresses))).collect()
     }
 }
