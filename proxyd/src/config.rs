@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
-pub(crate) use load::{ConfigError, load};
+pub(crate) use load::{ConfigError, Overrides, load};
 
 /// `apiVersion` this version reads.
 pub(crate) const API_VERSION: &str = "netd.io/v1alpha1";

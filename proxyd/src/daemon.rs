@@ -16,7 +16,6 @@ mod metrics;
 pub(crate) mod planes;
 mod proxy;
 
-use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
@@ -76,7 +75,7 @@ pub(crate) async fn run(config: Config) -> Result<()> {
 
     let outcome = wait(&mut tasks).await;
     // A receiver that is gone has nothing left to drain.
-    drop(stop.send(true));
+    let _ = stop.send(true);
     drain(tasks).await;
     outcome
 }
@@ -234,14 +233,4 @@ async fn drain(mut tasks: JoinSet<Result<()>>) {
         warn!(seconds = DRAIN.as_secs(), "some parts did not finish in time; what they left is consistent");
     }
     info!("stopped");
-}
-
-/// Creates a directory that only root may enter.
-pub(crate) fn private_directory(path: &Path) -> Result<()> {
-    use std::os::unix::fs::DirBuilderExt;
-    std::fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(path)
-        .with_context(|| format!("create the directory {}", path.display()))
 }

@@ -43,6 +43,8 @@ mod tests;
 
 use format::{Damage, Replay};
 
+/// File name extension of a ledger; the stem is the network's name.
+pub const EXTENSION: &str = "ledger";
 /// How long another call may hold the ledger; a call holds it for less than a millisecond.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(10);
 /// Below this many records a ledger is not rewritten.
@@ -292,7 +294,7 @@ impl Ledger {
 }
 
 fn path_of(directory: &Path, network: &str) -> PathBuf {
-    directory.join(format!("{network}.ledger"))
+    directory.join(format!("{network}.{EXTENSION}"))
 }
 
 fn lock(directory: &Path, network: &str) -> Result<FileLock> {

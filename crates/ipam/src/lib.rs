@@ -20,7 +20,7 @@ mod range;
 pub use book::Occupancy;
 pub use error::Error;
 pub use lease::{Lease, Leases, Owner, Pod};
-pub use ledger::{Ledger, Moment, Opened, Options};
+pub use ledger::{EXTENSION, Ledger, Moment, Opened, Options};
 pub use range::{Pool, Range};
 
 /// Where ledgers live unless a configuration says otherwise.

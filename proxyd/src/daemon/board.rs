@@ -29,9 +29,6 @@ pub(crate) enum Part {
 }
 
 impl Part {
-    /// Every part.
-    pub(crate) const ALL: [Self; 5] = [Self::Watch, Self::Proxy, Self::Fabric, Self::Cni, Self::Dns];
-
     /// The name in status, readiness and metrics.
     pub(crate) const fn name(self) -> &'static str {
         match self {
@@ -213,7 +210,7 @@ fn watch_message(source: &SourceStatus) -> String {
 impl StateSource for Board {
     fn state(&self) -> StateDoc {
         let mut doc =
-            StateDoc::new(&self.node, env!("CARGO_PKG_VERSION"), std::process::id(), self.started);
+            StateDoc::new(&self.node, env!("CARGO_PKG_VERSION"), std::process::id(), (self.started, SystemTime::now()));
         doc.parts = self.parts();
         doc.source = self.source_state();
         doc.problems = self

@@ -159,7 +159,7 @@ fn ensure_link(netlink: &mut Netlink) -> Result<(Link, bool)> {
     let find = |netlink: &mut Netlink| netlink.link(INTERFACE).with_context(|| format!("look for the interface {INTERFACE}"));
     let mut created = false;
     if find(netlink)?.is_none() {
-        let spec = BridgeSpec { name: INTERFACE.to_owned(), alias: Some("netd cluster DNS".to_owned()), ..BridgeSpec::default() };
+        let spec = BridgeSpec { name: INTERFACE, alias: Some("netd cluster DNS"), ..BridgeSpec::default() };
         netlink.add_bridge(&spec).with_context(|| format!("add the interface {INTERFACE}"))?;
         created = true;
     }

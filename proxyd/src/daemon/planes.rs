@@ -76,7 +76,7 @@ impl Planes {
 
     /// eBPF, with iptables beside it for what a socket hook cannot see, where the host has iptables.
     fn with_ebpf(config: &Config, requested: DataplaneChoice, mut reason: String) -> Result<Self> {
-        let mut planes = vec![Plane::new(Box::new(netd_bpf::EbpfDataplane::new(bpf_config(config))?))];
+        let mut planes = vec![Plane::new(Box::new(netd_bpf::EbpfDataplane::new(bpf_config(config))))];
         match iptables(config) {
             Ok(iptables) => planes.push(Plane::new(Box::new(iptables))),
             Err(error) => {
@@ -134,10 +134,7 @@ impl Planes {
 /// Every dataplane that the host has the means to look at; for cleaning up.
 pub(crate) fn every(config: &Config) -> Vec<Box<dyn Dataplane>> {
     let mut all: Vec<Box<dyn Dataplane>> = Vec::new();
-    match netd_bpf::EbpfDataplane::new(bpf_config(config)) {
-        Ok(bpf) => all.push(Box::new(bpf)),
-        Err(error) => info!(%error, "no eBPF to clean up"),
-    }
+    all.push(Box::new(netd_bpf::EbpfDataplane::new(bpf_config(config))));
     match iptables(config) {
         Ok(iptables) => all.push(Box::new(iptables)),
         Err(error) => info!(%error, "no iptables to clean up"),

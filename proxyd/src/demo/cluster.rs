@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use ipnetwork::{IpNetwork, Ipv4Network};
 use netd_admin::{Client, StateDoc};
 use netd_kernel::clock::eventually;
@@ -243,7 +243,7 @@ impl Cluster {
 
     /// Starts the web server of a pod.
     pub(super) fn serve(&mut self, pod: &str) -> Result<()> {
-        let serve = Serve { name: pod.to_owned(), tcp: vec![WEB_PORT], udp: vec![WEB_PORT] };
+        let serve = Serve { name: pod.to_owned(), tcp: vec![WEB_PORT], udp: vec![WEB_PORT], stay: true };
         let handle = self.pod(pod)?.serve(serve).with_context(|| format!("start the server of {pod}"))?;
         self.servers.insert(pod.to_owned(), handle);
         Ok(())
@@ -312,7 +312,7 @@ impl Cluster {
     pub(super) fn keep(mut self) {
         // Daemons outlive their handles; servers would be killed with theirs.
         for server in std::mem::take(&mut self.servers).into_values() {
-            std::mem::forget(server);
+            server.detach();
         }
         if let Some(lab) = self.lab.take() {
             lab.keep();
