@@ -1,0 +1,212 @@
+//! The text for `iptables-restore --noflush` that turns what is installed into what is wanted.
+//!
+//! A restore commits table by table. So that no moment in between sends a flow anywhere but to its old or
+//! its new verdict, refusals are first added, then the nat table is exchanged, then refusals that are no
+//! longer wanted go: a refusal never meets a flow that nat rewrites, so one too many does no harm.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
+
+use netd_dataplane::Delta;
+
+use crate::rule::Table;
+use crate::ruleset::{ChainKey, InstalledJump, Line, Place, Ruleset, WantedJump, is_the_jump};
+
+/// What one restore changes.
+#[derive(Debug)]
+pub(crate) struct Transaction {
+    /// Input of `iptables-restore`; empty when nothing changes.
+    pub(crate) text: String,
+    /// Rules, chains and jumps written or removed.
+    pub(crate) changed: usize,
+}
+
+/// Chains and jumps of one table that a section writes and removes.
+#[derive(Default)]
+struct Section<'a> {
+    write: BTreeMap<&'a str, Vec<&'a Line>>,
+    insert: Vec<&'a WantedJump>,
+    delete: Vec<&'a InstalledJump>,
+    remove: Vec<&'a str>,
+}
+
+impl Section<'_> {
+    fn is_empty(&self) -> bool {
+        self.write.is_empty() && self.insert.is_empty() && self.delete.is_empty() && self.remove.is_empty()
+    }
+
+    fn render(&self, table: Table, text: &mut String) {
+        if self.is_empty() {
+            return;
+        }
+        // Writing to a String does not fail.
+        let _ = writeln!(text, "*{}", table.name());
+        // Declaring a chain creates or empties it.
+        for name in self.write.keys().chain(&self.remove) {
+            let _ = writeln!(text, ":{name} - [0:0]");
+        }
+        for jump in &self.delete {
+            let _ = writeln!(text, "-D {} {}", jump.base, jump.text);
+        }
+        for (name, lines) in &self.write {
+            for line in lines {
+                let _ = writeln!(text, "-A {name} {line}");
+            }
+        }
+        for jump in &self.insert {
+            let _ = match jump.place {
+                Place::First => writeln!(text, "-I {} 1 {}", jump.base, jump.rule),
+                Place::Last => writeln!(text, "-A {} {}", jump.base, jump.rule),
+            };
+        }
+        for name in &self.remove {
+            let _ = writeln!(text, "-X {name}");
+        }
+        text.push_str("COMMIT\n");
+    }
+}
+
+/// What turns `installed` into `chains` with `jumps`. O(n log n) in rules.
+pub(crate) fn transaction(
+    installed: &Ruleset,
+    chains: &BTreeMap<ChainKey, Vec<Line>>,
+    jumps: &[WantedJump],
+) -> Transaction {
+    let delta = Delta::between(&installed.chains, chains);
+    let missing: Vec<_> = jumps.iter().filter(|jump| installed.count(jump) == 0).collect();
+    let surplus = surplus(installed, jumps);
+    let mut changed = missing.len() + surplus.len() + delta.remove.len();
+    changed += delta.set.values().map(|lines| lines.len().max(1)).sum::<usize>();
+
+    let section = |table| Section {
+        write: delta
+            .set
+            .iter()
+            .filter(|(key, _)| key.table == table)
+            .map(|(key, lines)| (key.name.as_str(), lines.iter().collect()))
+            .collect(),
+        insert: missing.iter().copied().filter(|jump| jump.table == table).collect(),
+        delete: surplus.iter().copied().filter(|jump| jump.table == table).collect(),
+        remove: delta.remove.iter().filter(|key| key.table == table).map(|key| key.name.as_str()).collect(),
+    };
+    let nat = section(Table::Nat);
+    let filter = section(Table::Filter);
+    let mut text = String::new();
+    if nat.is_empty() {
+        filter.render(Table::Filter, &mut text);
+    } else {
+        let (before, after) = split_refusals(installed, filter);
+        before.render(Table::Filter, &mut text);
+        nat.render(Table::Nat, &mut text);
+        after.render(Table::Filter, &mut text);
+    }
+    Transaction { text, changed }
+}
+
+/// Splits what filter does into additions, which go before nat, and removals, which go after it.
+fn split_refusals<'a>(installed: &'a Ruleset, filter: Section<'a>) -> (Section<'a>, Section<'a>) {
+    let mut before = Section { insert: filter.insert, ..Section::default() };
+    let mut after = Section { delete: filter.delete, remove: filter.remove, ..Section::default() };
+    for (name, lines) in filter.write {
+        let wanted: BTreeSet<_> = lines.iter().copied().collect();
+        let old = installed.chains.get(&ChainKey::new(Table::Filter, name));
+        let kept: Vec<_> = old
+            .into_iter()
+            .flatten()
+            .filter(|line| matches!(line, Line::Rule(_)) && !wanted.contains(line))
+            .collect();
+        if kept.is_empty() {
+            before.write.insert(name, lines);
+        } else {
+            let mut union = lines.clone();
+            union.extend(kept);
+            before.write.insert(name, union);
+            after.write.insert(name, lines);
+        }
+    }
+    (before, after)
+}
+
+/// Installed jumps that are not wanted, or that are there more often than once.
+fn surplus<'a>(installed: &'a Ruleset, jumps: &[WantedJump]) -> Vec<&'a InstalledJump> {
+    let mut seen = vec![false; jumps.len()];
+    let mut surplus = Vec::new();
+    for jump in &installed.jumps {
+        let wanted = jumps.iter().zip(&mut seen).find(|(wanted, _)| is_the_jump(jump, wanted));
+        match wanted {
+            Some((_, seen)) if !*seen => *seen = true,
+            _ => surplus.push(jump),
+        }
+    }
+    surplus
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rule::Rule;
+    use crate::ruleset::{parse_save, wanted_jumps};
+
+    fn key(table: Table, name: &str) -> ChainKey {
+        ChainKey::new(table, name)
+    }
+
+    fn reject(address: &str) -> Line {
+        Line::Rule(Rule::new(crate::rule::Target::Drop).destination_ip(address.parse().unwrap()))
+    }
+
+    fn accept() -> Vec<Line> {
+        vec![Line::Rule(Rule::new(crate::rule::Target::Accept))]
+    }
+
+    #[test]
+    fn nothing_to_do_renders_nothing() {
+        let result = transaction(&Ruleset::default(), &BTreeMap::new(), &[]);
+        assert!(result.text.is_empty());
+        assert_eq!(result.changed, 0);
+    }
+
+    #[test]
+    fn refusals_are_added_before_nat_and_removed_after_it() {
+        let installed = Ruleset {
+            chains: BTreeMap::from([(key(Table::Filter, "NETD-F"), vec![reject("10.0.0.1")])]),
+            jumps: Vec::new(),
+        };
+        let wanted = BTreeMap::from([
+            (key(Table::Filter, "NETD-F"), vec![reject("10.0.0.2")]),
+            (key(Table::Nat, "NETD-N"), accept()),
+        ]);
+        let result = transaction(&installed, &wanted, &[]);
+        assert_eq!(
+            result.text,
+            "*filter\n:NETD-F - [0:0]\n-A NETD-F -d 10.0.0.2/32 -j DROP\n-A NETD-F -d 10.0.0.1/32 -j DROP\nCOMMIT\n\
+             *nat\n:NETD-N - [0:0]\n-A NETD-N -j ACCEPT\nCOMMIT\n\
+             *filter\n:NETD-F - [0:0]\n-A NETD-F -d 10.0.0.2/32 -j DROP\nCOMMIT\n"
+        );
+        assert_eq!(result.changed, 2);
+    }
+
+    #[test]
+    fn an_unwanted_chain_is_emptied_and_deleted_after_its_references() {
+        let installed = parse_save(
+            "*nat\n:NETD-A - [0:0]\n:NETD-B - [0:0]\n-A PREROUTING -m comment --comment old -j NETD-A\n-A NETD-A -j NETD-B\nCOMMIT\n",
+        );
+        let result = transaction(&installed, &BTreeMap::new(), &[]);
+        assert_eq!(
+            result.text,
+            "*nat\n:NETD-A - [0:0]\n:NETD-B - [0:0]\n-D PREROUTING -m comment --comment old -j NETD-A\n-X NETD-A\n-X NETD-B\nCOMMIT\n"
+        );
+    }
+
+    #[test]
+    fn a_doubled_jump_is_reduced_to_one() {
+        let jumps = wanted_jumps();
+        let mut save = String::from("*nat\n");
+        for _ in 0..2 {
+            save.push_str(&format!("-A PREROUTING {}\n", jumps[0].rule));
+        }
+        let result = transaction(&parse_save(&save), &BTreeMap::new(), &jumps[..1]);
+        assert_eq!(result.changed, 1);
+        assert_eq!(result.text.matches("-D PREROUTING").count(), 1, "{}", result.text);
+    }
+}
