@@ -1,0 +1,233 @@
+//! Rows of the conformance suite, tried with real connections.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use anyhow::Result;
+use netd_dataplane::Dataplane;
+use netd_dataplane::conformance::site::{self, Actor};
+use netd_dataplane::conformance::{Abilities, Row, Ruling, Step, check_trace};
+use netd_lab::Place as _;
+use netd_lab::agent::Connect;
+use netd_lab::traffic::Outcome;
+use netd_model::{Expected, Family, PoolEndpoint, Protocol, Scope, ServicePlan, verdict};
+
+use crate::bed::{Bed, server_name};
+
+/// New connections before a missing endpoint is a failure: with five endpoints, even choice leaves one out
+/// once in 10^7 rows.
+const MOST_CONNECTIONS: u32 = 80;
+/// Connections made by one agent process.
+const BATCH: u32 = 16;
+/// How long an answer may take; everything is on one machine.
+const PATIENCE: Duration = Duration::from_secs(3);
+/// How long silence lasts until it counts as a drop.
+const SILENCE: Duration = Duration::from_millis(350);
+
+/// What was done with the rows of some steps.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Rows whose trace was compared with the oracle.
+    pub traced: usize,
+    /// Rows tried with packets.
+    pub tried: usize,
+    /// Connections made for them.
+    pub connections: u64,
+    /// Rows whose frontend was refused by name.
+    pub refused: usize,
+    /// Rows that never reach the backend.
+    pub unseen: usize,
+}
+
+impl Tally {
+    /// Adds another tally.
+    pub fn add(&mut self, other: Self) {
+        self.traced += other.traced;
+        self.tried += other.tried;
+        self.connections += other.connections;
+        self.refused += other.refused;
+        self.unseen += other.unseen;
+    }
+}
+
+/// Applies a step on the bed's node and tries every row; returns what went wrong.
+///
+/// # Errors
+/// When the apply fails or an agent cannot be run.
+pub fn try_step(
+    bed: &Bed,
+    backend: &mut dyn Dataplane,
+    abilities: &Abilities,
+    step: &Step,
+    tally: &mut Tally,
+) -> Result<Vec<String>> {
+    let plan = step.plan();
+    let node = bed.node()?;
+    let (applied, rulings) = node.run(|| -> Result<_> {
+        let applied = backend.apply(&plan, &Scope::Full)?;
+        let trace = |row| check_trace(&*backend, abilities, &plan, &applied, row);
+        let rulings: Vec<Result<Ruling, String>> = step.rows.iter().map(trace).collect();
+        Ok((applied, rulings))
+    })??;
+    let mut failures = Vec::new();
+    if applied.generation != plan.generation {
+        failures.push(format!("applied generation {} for {}", applied.generation, plan.generation));
+    }
+    for (row, ruling) in step.rows.iter().zip(rulings) {
+        let ruling = ruling.unwrap_or_else(|why| {
+            failures.push(format!("{row}: trace: {why}"));
+            abilities.rule(row)
+        });
+        match ruling {
+            Ruling::MustBeRefused(_) => tally.refused += 1,
+            Ruling::Unseen(_) => tally.unseen += 1,
+            Ruling::Check => {
+                tally.traced += 1;
+                if row.has_packets()
+                    && let Err(why) = try_row(bed, &plan, abilities, row, tally)?
+                {
+                    failures.push(format!("{row}: packets: {why}"));
+                }
+            }
+        }
+    }
+    Ok(failures)
+}
+
+/// Makes the row's connections and compares every answer with the oracle; the inner error says what differs.
+fn try_row(
+    bed: &Bed,
+    plan: &ServicePlan,
+    abilities: &Abilities,
+    row: &Row,
+    tally: &mut Tally,
+) -> Result<Result<(), String>> {
+    tally.tried += 1;
+    let expected = verdict(plan, &row.flow());
+    match &expected {
+        Expected::Balance { endpoints, .. } => {
+            let answers = Answers { row, expected: &expected, compare_source: abilities.masquerades() };
+            try_balance(bed, &answers, endpoints, tally)
+        }
+        Expected::Reject => try_all(bed, row, PATIENCE, tally, &|outcome| *outcome == Outcome::Refused),
+        Expected::Drop => try_all(bed, row, SILENCE, tally, &|outcome| *outcome == Outcome::TimedOut),
+        Expected::Pass => Ok(Ok(())),
+    }
+}
+
+/// Two connections that must all end like this.
+fn try_all(
+    bed: &Bed,
+    row: &Row,
+    timeout: Duration,
+    tally: &mut Tally,
+    is_right: &dyn Fn(&Outcome) -> bool,
+) -> Result<Result<(), String>> {
+    let outcomes = bed.connect(row.from, connect(row, 2, timeout))?;
+    tally.connections += outcomes.len() as u64;
+    let wrong = outcomes.iter().find(|outcome| !is_right(outcome));
+    Ok(match wrong {
+        None if outcomes.len() == 2 => Ok(()),
+        None => Err(format!("{} outcomes of 2", outcomes.len())),
+        Some(outcome) => Err(format!("{outcome:?}")),
+    })
+}
+
+/// Connects until every endpoint has answered; each answer must be right.
+fn try_balance(
+    bed: &Bed,
+    answers: &Answers<'_>,
+    endpoints: &BTreeSet<PoolEndpoint>,
+    tally: &mut Tally,
+) -> Result<Result<(), String>> {
+    let mut seen = BTreeSet::new();
+    let mut made = 0;
+    while made < MOST_CONNECTIONS {
+        let count = if endpoints.len() == 1 { 3 } else { BATCH };
+        let outcomes = bed.connect(answers.row.from, connect(answers.row, count, PATIENCE))?;
+        if outcomes.len() != count as usize {
+            return Ok(Err(format!("{} outcomes of {count}", outcomes.len())));
+        }
+        made += count;
+        tally.connections += u64::from(count);
+        for outcome in &outcomes {
+            match answers.endpoint_of(outcome, endpoints) {
+                Ok(endpoint) => seen.insert(endpoint),
+                Err(why) => return Ok(Err(format!("{why} after {made} connections"))),
+            };
+        }
+        if answers.row.is_sticky() {
+            let is_right = seen.len() == 1;
+            return Ok(if is_right {
+                Ok(())
+            } else {
+                Err(format!("affinity: {} endpoints answered", seen.len()))
+            });
+        }
+        if seen.len() == endpoints.len() {
+            return Ok(Ok(()));
+        }
+    }
+    let missing: Vec<_> = endpoints.difference(&seen).map(|endpoint| endpoint.address).collect();
+    Ok(Err(format!("{missing:?} never answered in {made} connections")))
+}
+
+/// What the answers of a balanced row are compared with.
+struct Answers<'a> {
+    row: &'a Row,
+    expected: &'a Expected,
+    compare_source: bool,
+}
+
+impl Answers<'_> {
+    /// The endpoint that answered, if it may and saw the right source.
+    fn endpoint_of(
+        &self,
+        outcome: &Outcome,
+        endpoints: &BTreeSet<PoolEndpoint>,
+    ) -> Result<PoolEndpoint, String> {
+        let Outcome::Answered { server, peer, remote } = outcome else {
+            return Err(format!("{outcome:?}"));
+        };
+        if *remote != target(self.row) {
+            return Err(format!("the client sees {remote} as its peer"));
+        }
+        let endpoint = endpoints.iter().find(|endpoint| server_name(endpoint).as_deref() == Some(server));
+        let Some(endpoint) = endpoint else { return Err(format!("{server} answered, which is no endpoint")) };
+        if self.compare_source {
+            self.check_source(endpoint, peer.ip().to_canonical())
+                .map_err(|wanted| format!("{server} saw {}, expected {wanted}", peer.ip()))?;
+        }
+        Ok(*endpoint)
+    }
+
+    /// The source that an endpoint sees: one of the node's addresses, or the client's own.
+    fn check_source(&self, endpoint: &PoolEndpoint, seen: IpAddr) -> Result<(), &'static str> {
+        let family = Family::of(self.row.to);
+        let client = self.row.from.address(family);
+        let is_node = site::node_addresses(family).contains(&seen);
+        if self.row.from == Actor::Host {
+            return if is_node { Ok(()) } else { Err("an address of the node") };
+        }
+        if self.expected.is_masqueraded(client, endpoint.address) {
+            if is_node { Ok(()) } else { Err("an address of the node") }
+        } else if seen == client {
+            Ok(())
+        } else {
+            Err("the client's own address")
+        }
+    }
+}
+
+fn connect(row: &Row, count: u32, timeout: Duration) -> Connect {
+    let connect = match row.protocol {
+        Protocol::Udp => Connect::udp(target(row)),
+        Protocol::Tcp | Protocol::Sctp => Connect::tcp(target(row)),
+    };
+    Connect { count, timeout, ..connect }
+}
+
+fn target(row: &Row) -> SocketAddr {
+    SocketAddr::new(row.to, row.port)
+}
