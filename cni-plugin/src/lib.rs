@@ -12,6 +12,7 @@
 //! | [`attachment`] | one pod's link, address and routes: wired, unwired |
 //! | [`leases`] | the ledger, with the leases that the kernel shows as its second memory |
 //! | [`add`], [`del`], [`check`], [`gc`], [`status`] | the verbs |
+//! | [`loopback`] | the plugin of that name, for runtimes that call one |
 //! | [`plugin`] | one call from beginning to end |
 
 #![forbid(unsafe_code)]
@@ -25,6 +26,7 @@ pub mod del;
 pub mod error;
 pub mod gc;
 pub mod leases;
+pub mod loopback;
 pub mod naming;
 pub mod node;
 pub mod plugin;

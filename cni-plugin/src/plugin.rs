@@ -7,7 +7,7 @@ use crate::call::{Call, Verb};
 use crate::config::{self, Config, MAX_LENGTH};
 use crate::error::{CniError, Code};
 use crate::version::{self, Version};
-use crate::{add, check, del, gc, status};
+use crate::{add, check, del, gc, loopback, status};
 
 /// What a failed call exits with.
 const FAILED: u8 = 1;
@@ -54,6 +54,10 @@ fn run(call: &Call, bytes: &[u8]) -> Result<Answer, CniError> {
     let quiet = |()| Answer { text: String::new(), config: None };
     if call.verb == Verb::Version {
         return Ok(Answer { text: version::report(config::version_of(bytes)), config: None });
+    }
+    if loopback::is_meant(bytes) {
+        let text = loopback::run(call, bytes, config::version_of(bytes))?;
+        return Ok(Answer { text, config: None });
     }
     let config = Config::parse(bytes)?;
     let (needed, name) = match call.verb {
