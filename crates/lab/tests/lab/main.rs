@@ -22,7 +22,12 @@ type Checked = Result<(), Failed>;
 
 const LONG: Duration = Duration::from_secs(20);
 
+mod plugin;
+
 fn main() {
+    if plugin::is_called() {
+        std::process::exit(plugin::answer());
+    }
     let mut args = std::env::args_os().skip(1);
     match args.next().as_deref().and_then(|first| first.to_str()) {
         Some("lab-agent") => std::process::exit(netd_lab::agent::main(args)),
@@ -52,6 +57,8 @@ fn main() {
         ),
         Trial::test("two_labs_of_one_layout_do_not_meet", two_labs_do_not_meet),
         Trial::test("an_agent_tells_why_it_failed", an_agent_tells_why_it_failed),
+        Trial::test("a_plugin_is_called_as_a_runtime_does", plugin::called_as_a_runtime_does),
+        Trial::test("a_plugin_that_refuses_is_quoted_and_told_to_delete", plugin::quoted_when_it_refuses),
     ];
     libtest_mimic::run(&Arguments::from_args(), trials).exit();
 }
