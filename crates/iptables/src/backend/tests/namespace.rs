@@ -118,6 +118,21 @@ fn a_plan_is_adopted_after_a_restart_and_cleanup_leaves_the_rules_of_others() {
 }
 
 #[test]
+fn the_conformance_suite_traces_as_the_oracle_says() {
+    for variant in Implementation::ALL {
+        Own::new().run(|| {
+            let abilities = netd_dataplane::conformance::Abilities::all();
+            let scenarios = netd_dataplane::conformance::scenarios();
+            let report =
+                netd_dataplane::conformance::run_traces(&mut real(variant), &abilities, &scenarios).unwrap();
+            assert_eq!(report.failures, [""; 0]);
+            assert!(report.checked > 100, "{report:?}");
+            assert_eq!((report.refused, report.unseen), (0, 0));
+        });
+    }
+}
+
+#[test]
 fn a_changed_endpoint_writes_its_own_chains_only() {
     for variant in Implementation::ALL {
         Own::new().run(|| {
