@@ -10,7 +10,7 @@ use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 use netd_ipam::{Lease, Owner};
-use netd_kernel::link::Link;
+use netd_kernel::link::{Ifindex, Link};
 use netd_kernel::netlink::{Batch, Route, VethSpec};
 use netd_kernel::{Namespace, Netlink, sysctl};
 
@@ -72,6 +72,9 @@ impl Attachment<'_> {
         batch.set_up(index);
         netlink.send(&batch)?;
         namespace.run(|| self.wire_inside())??;
+        // The kernel learns with a delay of up to a second that the other end is up, and only then does the bridge
+        // forward. Reading the link makes newer ones look at once (`net/core/rtnetlink.c:rtnl_getlink`).
+        netlink.link_by_index(index)?;
         Ok(Wired { host_name })
     }
 
@@ -91,14 +94,16 @@ impl Attachment<'_> {
         for address in &self.lease.addresses {
             batch.add_address(link.index, IpNetwork::from(*address), true);
         }
-        for gateway in self.gateways {
-            batch.add_route(&Route::to(IpNetwork::from(*gateway)).dev(link.index));
-            batch.add_route(&Route::default_via(*gateway).dev(link.index));
-        }
-        for (destination, gateway) in self.routes_with_gateway() {
-            batch.add_route(&Route::to(destination).via(gateway).dev(link.index).onlink());
-        }
-        netlink.send(&batch)
+        netlink.send(&batch)?;
+        add_routes(&mut netlink, &self.routes_over(link.index))
+    }
+
+    fn routes_over(&self, link: Ifindex) -> Vec<Route> {
+        let own = self.gateways.iter().flat_map(|gateway| {
+            [Route::to(IpNetwork::from(*gateway)).dev(link), Route::default_via(*gateway).dev(link)]
+        });
+        let extra = self.routes_with_gateway();
+        own.chain(extra.map(|(to, gateway)| Route::to(to).via(gateway).dev(link).onlink())).collect()
     }
 
     /// Whoever sends router advertisements or redirects in the pod's network is not believed (CVE-2020-10749); IPv6 is
@@ -123,6 +128,27 @@ impl Attachment<'_> {
     fn first_address(&self) -> IpAddr {
         first_address(self.lease)
     }
+}
+
+/// Adds routes; one that another interface of the pod has already stays that interface's, as with other plugins.
+fn add_routes(netlink: &mut Netlink, routes: &[Route]) -> netd_kernel::Result<()> {
+    let mut batch = Batch::new();
+    for route in routes {
+        batch.add_route(route);
+    }
+    match netlink.send(&batch) {
+        Err(error) if error.is_exists() => {}
+        done => return done,
+    }
+    // One exists: one by one, so that no other refusal is hidden behind it.
+    for route in routes {
+        // The route to the gateway may be the other interface's.
+        match netlink.add_route(&Route { onlink: route.gateway.is_some(), ..route.clone() }) {
+            Err(error) if !error.is_exists() => return Err(error),
+            Ok(()) | Err(_) => {}
+        }
+    }
+    Ok(())
 }
 
 /// The address that the pod's MAC address follows from.

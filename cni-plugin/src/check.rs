@@ -94,7 +94,8 @@ fn inside_faults(
     for address in lease.addresses.iter().filter(|a| !present.iter().any(|p| p.prefix.ip() == **a)) {
         faults.push(format!("it has lost its address {address}"));
     }
-    let table = netlink.routes(RouteFilter { link: Some(link.index), ..RouteFilter::default() })?;
+    // Over whatever link: of two interfaces with one gateway the first has the routes.
+    let table = netlink.routes(RouteFilter::default())?;
     for gateway in gateways {
         let default = |r: &netd_kernel::netlink::Route| r.destination.prefix() == 0 && r.gateway == Some(*gateway);
         if !table.iter().any(default) {

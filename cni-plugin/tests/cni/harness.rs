@@ -135,7 +135,7 @@ impl Host {
         let mut netlink = self.space.netlink();
         let mut left: Vec<String> = self.space.links().into_iter().filter(|name| name != "netd0").collect();
         let neighbours = netlink.neighbours(None).unwrap();
-        left.extend(neighbours.iter().filter(|n| n.state == NeighbourState::Permanent && n.ip.is_ipv4()).map(|n| n.ip.to_string()));
+        left.extend(neighbours.iter().filter(|n| n.state == NeighbourState::Permanent && !n.ip.is_multicast()).map(|n| n.ip.to_string()));
         left.extend(self.leases().iter().map(|lease| lease.owner.to_string()));
         left
     }

@@ -110,7 +110,7 @@ fn an_add_that_fails_leaves_nothing() {
     host.del("c1", first.path());
     // A route that the kernel refuses, at the very end of the wiring.
     let mut config = host.config.clone();
-    config["ipam"]["routes"] = json!([{ "dst": "10.9.0.0/16" }, { "dst": "10.9.0.0/16" }]);
+    config["ipam"]["routes"] = json!([{ "dst": "10.9.0.0/16", "gw": "224.0.0.1" }]);
     let refused = error_of(&host.verb("ADD", "c2", second.path(), &config));
     assert!(refused["code"].as_u64().unwrap() >= 100, "{refused}");
     assert!(second.links().is_empty());
@@ -137,7 +137,7 @@ fn two_interfaces_of_one_pod_stand_alone() {
     let result = host.add("c1", &pod);
     let mut second = environment("ADD", "c1", pod.path());
     second[3].1 = "net1";
-    // The pod has a default route already, so the second network must not bring another.
+    // The pod has a default route already; the first one stays.
     let output = host.call(&second, host.config.to_string().as_bytes());
     assert_eq!(output.status, 0, "{}", text(&output));
     second[0].1 = "DEL";
