@@ -8,6 +8,7 @@ use anyhow::{Context as _, Result};
 use ipnetwork::IpNetwork;
 use netd_dataplane::conformance::site::{self, Actor};
 use netd_kernel::netlink::Route;
+use netd_kernel::sysctl;
 use netd_lab::agent::{AgentHandle, Connect, Load, Serve};
 use netd_lab::traffic::Outcome;
 use netd_lab::{Lab, LabSpec, Node, NodeSpec, Place as _, PlainPodSpec, Pod};
@@ -61,6 +62,7 @@ impl Bed {
         let lab = Lab::create(&spec).context("build the lab (needs root)")?;
         lab.route_pods().context("route pods between nodes")?;
         route_services(&lab)?;
+        lab.node(site::NODE)?.run(stop_redirects)??;
 
         let node = lab.node(site::NODE)?;
         let pods =
@@ -156,6 +158,15 @@ fn route_services(lab: &Lab) -> Result<()> {
             outside.add_route(&Route::to(services).via(site::node(family)))?;
         }
         other.add_route(&Route::to(IpNetwork::from(site::outside(family))).via(site::node(family)))?;
+    }
+    Ok(())
+}
+
+/// The node is a router on a stick here. Its redirects would lead clients past it, and they use up the
+/// rate at which it may send the ICMP errors that are expected of it (`ip_rt_send_redirect`).
+fn stop_redirects() -> Result<()> {
+    for link in ["all", site::UPLINK] {
+        sysctl::write(&format!("net/ipv4/conf/{link}/send_redirects"), "0")?;
     }
     Ok(())
 }

@@ -110,9 +110,20 @@ fn try_row(
             let answers = Answers { row, expected: &expected, compare_source: abilities.masquerades() };
             try_balance(bed, &answers, endpoints, tally)
         }
-        Expected::Reject => try_all(bed, row, PATIENCE, tally, &|outcome| *outcome == Outcome::Refused),
+        Expected::Reject => try_all(bed, row, PATIENCE, tally, &|outcome| is_refused(row, outcome)),
         Expected::Drop => try_all(bed, row, SILENCE, tally, &|outcome| *outcome == Outcome::TimedOut),
         Expected::Pass => Ok(Ok(())),
+    }
+}
+
+/// Refused at once. A datagram of the host's own that a rule rejects on its way out fails in send(2) already:
+/// with EPERM, before the ICMP error that the rule sends comes back (`__ip_local_out`, `nf_hook_slow`).
+fn is_refused(row: &Row, outcome: &Outcome) -> bool {
+    let is_own_datagram = row.from == Actor::Host && row.protocol == Protocol::Udp;
+    match outcome {
+        Outcome::Refused => true,
+        Outcome::Other(text) => is_own_datagram && text.contains("Operation not permitted"),
+        Outcome::Answered { .. } | Outcome::TimedOut | Outcome::Reset => false,
     }
 }
 

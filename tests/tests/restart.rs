@@ -161,7 +161,10 @@ fn killed(kind: Kind) -> Result<()> {
     }
     let mut backend = stage.open(kind)?;
     stage.apply(backend.as_mut(), &[3], 3)?;
-    ensure!(stage.apply(backend.as_mut(), &[3], 3)? == 0, "an equal plan changed something");
+    // A backend may keep what a packet under way could still be reading until the apply after.
+    stage.apply(backend.as_mut(), &[3], 3)?;
+    let changed = stage.apply(backend.as_mut(), &[3], 3)?;
+    ensure!(changed == 0, "an equal plan changed {changed} objects");
     for family in Family::ALL {
         let connect = Connect { count: 10, ..Connect::tcp(target(family)) };
         for outcome in stage.bed.connect(Actor::Pod(0), connect)? {
