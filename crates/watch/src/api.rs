@@ -7,6 +7,8 @@
 mod backoff;
 mod connection;
 mod discovery;
+#[cfg(test)]
+mod fake;
 mod feed;
 
 use std::time::Duration;
@@ -86,7 +88,10 @@ async fn follow_slices(feed: Feed) -> Ended {
                 feed.follow::<EndpointSlice>(Kind::Slice, |wire, s| decode::slice(wire, s).into()).await
             }
             SliceSource::Endpoints => {
-                feed.follow::<Endpoints>(Kind::Slice, |wire, s| decode::endpoints(wire, s).into()).await
+                tokio::select! {
+                    ended = feed.follow::<Endpoints>(Kind::Slice, |w, s| decode::endpoints(w, s).into()) => ended,
+                    () = discovery::slices_appear(&feed.client, feed.timeouts.discovery) => Ended::Rediscover,
+                }
             }
         };
         match ended {

@@ -5,9 +5,11 @@ mod scan;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::net::IpAddr;
+use std::num::NonZeroU16;
 use std::path::{Path, PathBuf};
 
-use netd_model::{ObjectName, Problem};
+use netd_model::{ObjectName, Problem, Protocol};
 use tokio::sync::mpsc;
 use tokio::task::spawn_blocking;
 use tokio::time::{MissedTickBehavior, interval};
@@ -15,7 +17,7 @@ use tracing::debug;
 
 use crate::error::Error;
 use crate::index::task::Message;
-use crate::index::{Entry, Kind};
+use crate::index::{Entry, Kind, Object};
 use crate::source::ManifestsConfig;
 use parse::{Document, read_file};
 use scan::{Files, scan};
@@ -132,6 +134,7 @@ impl Reader {
         let mut entries: Vec<Entry> = Vec::new();
         let mut problems = Vec::new();
         let mut first: BTreeMap<(Kind, ObjectName), &str> = BTreeMap::new();
+        let mut allocated = Allocated::default();
         for document in self.parsed.values().flatten() {
             match document {
                 Document::Problem(problem) => problems.push(problem.clone()),
@@ -149,13 +152,52 @@ impl Reader {
                         });
                     } else {
                         first.insert(key, place);
-                        entries.push(Entry::clone(entry));
+                        entries.push(allocated.admit(Entry::clone(entry), place));
                     }
                 }
             }
         }
         let distinct: BTreeSet<Problem> = problems.into_iter().collect();
         (entries, distinct.into_iter().collect())
+    }
+}
+
+/// What an API server gives out once: it would refuse a Service that asks for it again, and the planner relies
+/// on that.
+#[derive(Debug, Default)]
+struct Allocated {
+    addresses: BTreeMap<IpAddr, ObjectName>,
+    node_ports: BTreeMap<(Protocol, NonZeroU16), ObjectName>,
+}
+
+impl Allocated {
+    /// The entry, refused when it asks for what another Service has.
+    fn admit(&mut self, mut entry: Entry, place: &str) -> Entry {
+        let Some(Object::Service(service)) = &entry.object else { return entry };
+        let health = service.health_check_node_port.map(|port| (Protocol::Tcp, port));
+        let named = service.ports.iter().filter_map(|port| Some((port.protocol, port.node_port?)));
+        let node_ports: Vec<(Protocol, NonZeroU16)> = named.chain(health).collect();
+        let address = service.cluster_ips.iter().find_map(|ip| {
+            self.addresses.get(ip).map(|other| format!("spec.clusterIPs {ip} belongs to {other}"))
+        });
+        let taken = address.or_else(|| {
+            node_ports.iter().find_map(|(protocol, port)| {
+                let other = self.node_ports.get(&(*protocol, *port))?;
+                Some(format!("node port {port}/{} belongs to {other}", protocol.lower()))
+            })
+        });
+        if let Some(taken) = taken {
+            entry.problems.push(Problem {
+                kind: Kind::Service.to_string(),
+                object: entry.key.to_string(),
+                message: format!("{taken}; choose another (in {place})"),
+            });
+            entry.object = None;
+            return entry;
+        }
+        self.addresses.extend(service.cluster_ips.iter().map(|ip| (*ip, entry.key.clone())));
+        self.node_ports.extend(node_ports.into_iter().map(|port| (port, entry.key.clone())));
+        entry
     }
 }
 

@@ -23,6 +23,8 @@ pub(crate) struct Timeouts {
     pub(crate) read: Duration,
     /// A streaming list that makes no progress for this long is given up for a plain list.
     pub(crate) streaming: Duration,
+    /// Time between looks for EndpointSlices while there are only Endpoints.
+    pub(crate) discovery: Duration,
 }
 
 /// A configuration that a client can be made of.
@@ -35,7 +37,12 @@ pub(crate) struct Connection {
 
 impl Default for Timeouts {
     fn default() -> Self {
-        Self { watch_seconds: 45, read: Duration::from_secs(55), streaming: Duration::from_secs(10) }
+        Self {
+            watch_seconds: 45,
+            read: Duration::from_secs(55),
+            streaming: Duration::from_secs(10),
+            discovery: Duration::from_secs(60),
+        }
     }
 }
 

@@ -166,7 +166,8 @@ impl Feed {
         let status = status_of(error);
         let code = status.map_or(0, |status| status.code);
         let starting = matches!(error, watcher::Error::WatchStartFailed(_));
-        if progress.streaming && progress.listing && matches!(code, 400 | 422) {
+        // 500: a server whose etcd is older than 3.4.25 begins the stream and then cannot tell where the list ends.
+        if progress.streaming && progress.listing && matches!(code, 400 | 422 | 500) {
             info!(%kind, "the server does not stream lists; using plain lists");
             progress.streaming = false;
             return Step::Relist;
@@ -192,6 +193,10 @@ impl Feed {
         sleep(progress.backoff.next(failure(status))).await;
         if progress.unauthorized >= RENEW_AFTER {
             return Step::End(Ended::Renew);
+        }
+        if unparsed(error) {
+            // The watcher would go on after the event that it lost.
+            return Step::Relist;
         }
         let gone = code == 404 && kind == Kind::Slice;
         // Endpoints are for servers without slices, and the next server may have them.
@@ -249,6 +254,15 @@ fn status_of(error: &watcher::Error) -> Option<&Status> {
         | watcher::Error::WatchFailed(_)
         | watcher::Error::NoResourceVersion => None,
     }
+}
+
+/// True when an event or a list could not be parsed at all.
+fn unparsed(error: &watcher::Error) -> bool {
+    matches!(
+        error,
+        watcher::Error::InitialListFailed(kube::Error::SerdeError(_))
+            | watcher::Error::WatchFailed(kube::Error::SerdeError(_))
+    )
 }
 
 /// How to wait after an error of the client.

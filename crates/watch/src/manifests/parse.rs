@@ -76,7 +76,7 @@ fn parse(name: &str, text: &str) -> Result<Value, String> {
 /// Splits at the markers `---` and `...`, which YAML allows in the first column of a line for nothing else, so
 /// that one broken document leaves the others readable. Returns each document's first line and its text;
 /// documents without content are left out.
-fn split(text: &str) -> Vec<(usize, &str)> {
+pub(super) fn split(text: &str) -> Vec<(usize, &str)> {
     let mut documents = Vec::new();
     let (mut start, mut start_line, mut offset) = (0, 1, 0);
     for (index, line) in text.split_inclusive('\n').enumerate() {
