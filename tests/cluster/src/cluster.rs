@@ -176,7 +176,7 @@ impl Cluster {
             netd::spawn(machine)?;
         }
         for machine in self.nodes() {
-            netd::wait_ready(machine)?;
+            netd::wait_ready(machine, &self.binaries)?;
         }
         self.dataplane = dataplane;
         Ok(())
@@ -260,7 +260,7 @@ fn start_all(run: &Run, dataplane: Dataplane) -> Result<Cluster> {
         netd::spawn(machine)?;
     }
     for machine in cluster.nodes() {
-        netd::wait_ready(machine).with_context(|| cluster.last_words())?;
+        netd::wait_ready(machine, &cluster.binaries).with_context(|| cluster.last_words())?;
     }
     step("netd is ready");
     wait_nodes(&cluster, "Ready", |node| {

@@ -15,7 +15,8 @@ use crate::tool::eventually;
 
 const CONFIG: &str = "/etc/netd/config.yaml";
 const PROGRAM: &str = "/usr/local/bin/netd";
-const PLUGIN: &str = "/opt/cni/bin/netd-cni";
+/// The plugin under each name it is called by: the network's, and that of the plugin containerd wants beside it.
+const PLUGINS: [&str; 3] = ["/opt/cni/bin/netd-cni", "/opt/cni/bin/netd", "/opt/cni/bin/loopback"];
 const DAEMON: &str = "netd";
 const READY: &str = "http://127.0.0.1:10256/readyz";
 
@@ -55,7 +56,7 @@ impl FromStr for Dataplane {
 /// When a file cannot be written.
 pub fn install(machine: &Machine, binaries: &Binaries) -> Result<()> {
     machine.install(&binaries.netd("netd"), PROGRAM)?;
-    machine.install(&binaries.netd("netd-cni"), PLUGIN)
+    PLUGINS.iter().try_for_each(|path| machine.install(&binaries.netd("netd-cni"), path))
 }
 
 /// Writes the configuration for a machine.
@@ -91,7 +92,8 @@ pub fn spawn(machine: &Machine) -> Result<()> {
 ///
 /// # Errors
 /// When it ends, or is not ready within the deadline; what its status says is quoted.
-pub fn wait_ready(machine: &Machine) -> Result<()> {
+pub fn wait_ready(machine: &Machine, binaries: &Binaries) -> Result<()> {
+    let probe = binaries.own("probe");
     let ready = eventually("netd ready", Duration::from_secs(60), || {
         ensure!(
             machine.alive(DAEMON)?,
@@ -99,7 +101,9 @@ pub fn wait_ready(machine: &Machine) -> Result<()> {
             machine.name(),
             machine.log(DAEMON).display()
         );
-        machine.check(&["/bin/busybox", "wget", "-q", "-T", "2", "-O", "-", READY], "").map(drop)
+        let done = machine.run(&[&probe, "get", READY], "")?;
+        ensure!(done.code == 0, "not ready: {}{}", done.stdout, done.stderr);
+        Ok(())
     });
     ready.with_context(|| match machine.run(&[PROGRAM, "status", "--config", CONFIG], "") {
         Ok(status) => format!("netd status on {}:\n{}{}", machine.name(), status.stdout, status.stderr),

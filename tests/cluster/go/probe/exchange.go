@@ -50,7 +50,7 @@ func get(url string, timeout time.Duration) (string, error) {
 		return "", err
 	}
 	if response.StatusCode != http.StatusOK {
-		return "", fmt.Errorf("status %s", response.Status)
+		return string(body), fmt.Errorf("status %s", response.Status)
 	}
 	return string(body), nil
 }

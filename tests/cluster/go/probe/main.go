@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
+	"time"
 )
 
 func main() {
@@ -20,7 +21,7 @@ func main() {
 
 func run(args []string) error {
 	if len(args) == 0 {
-		return errors.New("usage: probe pause|serve|agent|dns [flags]")
+		return errors.New("usage: probe pause|serve|agent|dns|get [flags]")
 	}
 	stop := make(chan os.Signal, 1)
 	signal.Notify(stop, syscall.SIGTERM, syscall.SIGINT)
@@ -44,6 +45,13 @@ func run(args []string) error {
 			return err
 		}
 		return agent(*socket, stop)
+	case "get":
+		if len(args) != 2 {
+			return errors.New("usage: probe get URL")
+		}
+		body, err := get(args[1], 3*time.Second)
+		fmt.Println(body)
+		return err
 	case "dns":
 		flags := flag.NewFlagSet("dns", flag.ContinueOnError)
 		listen := flags.String("listen", ":53", "UDP address")

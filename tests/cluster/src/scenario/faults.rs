@@ -61,7 +61,7 @@ pub(super) fn netd_killed(cluster: &Cluster) -> Result<()> {
         netd::spawn(node)?;
     }
     for node in cluster.nodes() {
-        netd::wait_ready(node)?;
+        netd::wait_ready(node, &cluster.binaries)?;
     }
     thread::sleep(FAULT);
     none_failed(loads)?;
@@ -83,7 +83,7 @@ pub(super) fn without_netd(cluster: &Cluster) -> Result<()> {
         netd::spawn(node)?;
     }
     for node in cluster.nodes() {
-        netd::wait_ready(node)?;
+        netd::wait_ready(node, &cluster.binaries)?;
     }
     without?;
     Web::up(cluster).map(drop)
