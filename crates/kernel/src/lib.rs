@@ -12,7 +12,7 @@
 //! | [`link`], [`netlink`] | links, addresses, routes, neighbours over rtnetlink |
 //! | [`sysctl`] | `/proc/sys` |
 //! | [`masquerade`] | the nftables rules that give packets of pods the node's address |
-//! | [`lock`], [`file`] | file locks, atomic writes, the boot id |
+//! | [`lock`], [`mod@file`] | file locks, atomic writes, the boot id |
 //! | [`mount`], [`cgroup`] | bpffs and cgroup v2 |
 //! | `monitor` | what changed in the kernel (feature `monitor`) |
 

@@ -43,6 +43,8 @@ pub enum Change {
         gone: bool,
     },
     /// Some changes were not told (the socket's buffer was full, or broke): read everything again.
+    ///
+    /// What happens after this is told again, so that nothing is lost when the reading begins now.
     Missed,
 }
 
@@ -95,13 +97,16 @@ impl Listener {
                 // Between the two subscriptions anything may have happened.
                 return Change::Missed;
             };
-            match subscription.messages.next().await {
-                Some((message, _)) => {
-                    if let Some(change) = read(message) {
+            match subscription.messages.next().await.map(|(message, _)| message.payload) {
+                Some(NetlinkPayload::InnerMessage(message)) => {
+                    if let Some(change) = read_change(message) {
                         return change;
                     }
                 }
-                None => self.subscription = None,
+                // The kernel tells of an overrun once and then drops silently until the queue is empty
+                // (`net/netlink/af_netlink.c:netlink_overrun`): only a new socket has no gap.
+                Some(NetlinkPayload::Overrun(_)) | None => self.subscription = None,
+                Some(_) => {}
             }
         }
     }
@@ -134,15 +139,6 @@ fn subscribe(groups: &[MulticastGroup]) -> Result<Subscription> {
     Ok(Subscription { messages, task: tokio::spawn(connection) })
 }
 
-#[expect(clippy::wildcard_enum_match_arm, reason = "the message enums are foreign and open")]
-fn read(message: NetlinkMessage<RouteNetlinkMessage>) -> Option<Change> {
-    match message.payload {
-        NetlinkPayload::InnerMessage(inner) => read_change(inner),
-        NetlinkPayload::Overrun(_) => Some(Change::Missed),
-        _ => None,
-    }
-}
-
 #[expect(clippy::wildcard_enum_match_arm, reason = "the message enum is foreign and open")]
 fn read_change(message: RouteNetlinkMessage) -> Option<Change> {
     Some(match message {
@@ -164,8 +160,10 @@ fn read_change(message: RouteNetlinkMessage) -> Option<Change> {
 mod tests {
     use std::path::PathBuf;
 
+    use ipnetwork::IpNetwork;
+
     use super::*;
-    use crate::netlink::{BridgeSpec, Netlink, ROUTE_PROTOCOL};
+    use crate::netlink::{Batch, BridgeSpec, Netlink, ROUTE_PROTOCOL};
     use crate::netns::{NETNS_DIR, Namespace};
 
     /// Collects changes until `wanted` has seen what it waits for.
@@ -208,18 +206,47 @@ mod tests {
         until(&mut stream, |c| matches!(c, Change::Link { link, gone: true } if link.name == "br0")).await;
     }
 
-    #[test]
-    fn a_deleted_route_is_told_with_all_that_is_needed_to_put_it_back() {
+    /// Runs a test on a runtime in a namespace of its own, which is removed even when the test panics.
+    fn in_namespace<F: Future<Output = ()>>(name: &str, test: impl FnOnce() -> F + Send) {
         assert!(crate::process::is_root(), "this test makes a network namespace and needs root");
-        let path = PathBuf::from(format!("{NETNS_DIR}/nd-{}-monitor", std::process::id()));
+        let path = PathBuf::from(format!("{NETNS_DIR}/nd-{}-{name}", std::process::id()));
         let namespace = Namespace::create(&path).unwrap();
         let ran = namespace.run(|| {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-            std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| runtime.block_on(watch_a_route_go())))
+            std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+                runtime.block_on(async { test().await })
+            }))
         });
         Namespace::remove(&path).unwrap();
         if let Err(panic) = ran.unwrap() {
             std::panic::resume_unwind(panic);
         }
+    }
+
+    #[test]
+    fn a_deleted_route_is_told_with_all_that_is_needed_to_put_it_back() {
+        in_namespace("monitor", watch_a_route_go);
+    }
+
+    #[test]
+    fn more_changes_than_the_socket_holds_are_told_as_missed() {
+        in_namespace("overrun", || async {
+            let mut stream = changes(&Family::ALL).unwrap();
+            let mut netlink = Netlink::open().unwrap();
+            let link = netlink.add_bridge(&BridgeSpec { name: "br0", ..BridgeSpec::default() }).unwrap();
+            netlink.set_up(link).unwrap();
+            // Nobody reads meanwhile: the runtime has one thread and this one is on it.
+            let mut routes = Batch::new();
+            for number in 0..4000_u16 {
+                let [high, low] = number.to_be_bytes();
+                let destination = IpNetwork::new([10, high, low, 0].into(), 24).unwrap();
+                routes.add_route(&Route::to(destination).dev(link));
+            }
+            netlink.send(&routes).unwrap();
+            until(&mut stream, |change| *change == Change::Missed).await;
+            let last = Route::to("192.168.7.0/24".parse().unwrap()).dev(link);
+            netlink.add_route(&last).unwrap();
+            until(&mut stream, |c| matches!(c, Change::Route { route, gone: false } if *route == last)).await;
+        });
     }
 }

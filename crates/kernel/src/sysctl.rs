@@ -30,7 +30,7 @@ pub fn write(key: &str, value: &str) -> Result<bool> {
     Ok(true)
 }
 
-/// Like [`write`], but leaves out a parameter that this kernel does not have and then says `false`.
+/// Like [`write()`], but leaves out a parameter that this kernel does not have and then says `false`.
 pub fn write_if_present(key: &str, value: &str) -> Result<bool> {
     match write(key, value) {
         Err(error) if error.is_not_found() => Ok(false),
@@ -43,7 +43,7 @@ pub fn read_in(namespace: &Namespace, key: &str) -> Result<String> {
     namespace.run(|| read(key))?
 }
 
-/// Sets a parameter of another network namespace; see [`write`].
+/// Sets a parameter of another network namespace; see [`write()`].
 pub fn write_in(namespace: &Namespace, key: &str, value: &str) -> Result<bool> {
     namespace.run(|| write(key, value))?
 }
