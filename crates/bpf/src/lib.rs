@@ -3,7 +3,7 @@
 //! - [`EbpfDataplane`]: the [`Dataplane`](netd_dataplane::Dataplane)
 //! - [`Config`]: which cgroup it serves and where it pins
 //! - [`probe`]: whether this host can run it, with the reason if not
-//! - [`LIMITS`], [`abilities`]: what it does not do, for people and for the conformance suite
+//! - [`LIMITS`], [`abilities()`]: what it does not do, for people and for the conformance suite
 //!
 //! Inside, from pure to impure: `compile` (plan to wanted map contents), `transaction` (wanted and installed to
 //! map writes), `maps`, `pins`, `links` and `programs` (kernel objects), `sys` (bpf(2) calls that aya does not

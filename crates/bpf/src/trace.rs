@@ -20,6 +20,9 @@ pub(crate) fn nothing_installed() -> Trace {
     Trace { steps: vec!["no maps are pinned".to_owned()], outcome: Outcome::Pass }
 }
 
+/// How often a trace that met a change starts again; another process may be applying all the time.
+const ATTEMPTS: usize = 16;
+
 /// Follows `flow` through the maps. O(endpoints of its pool).
 pub(crate) fn trace(maps: &Maps, flow: &Flow) -> Result<Trace, TraceError> {
     let (class, class_name) = match flow.origin {
@@ -37,20 +40,37 @@ pub(crate) fn trace(maps: &Maps, flow: &Flow) -> Result<Trace, TraceError> {
         reserved: 0,
     };
     let shown = format!("{}[{} port {} {}]", map::SERVICES, flow.destination, flow.port, flow.protocol);
-    let Some(value) = maps.services.value(key).map_err(read)? else {
-        return Ok(Trace { steps: vec![format!("{shown}: no such element")], outcome: Outcome::Pass });
-    };
-    let side = value.sides[class];
-    let mut steps = vec![format!("{shown}, {class_name} side: {}", show(&side)?)];
-    let outcome = match side.action {
-        action::REJECT => Outcome::Reject,
-        action::BALANCE => Outcome::Balance {
-            endpoints: endpoints(maps, &side, &mut steps)?,
-            masquerade: if side.masquerade == 1 { Masquerade::Always } else { Masquerade::Hairpin },
-        },
-        _ => Outcome::Pass,
-    };
-    Ok(Trace { steps, outcome })
+    let mut missing = String::new();
+    for _ in 0..ATTEMPTS {
+        let Some(value) = maps.services.value(key).map_err(read)? else {
+            return Ok(Trace { steps: vec![format!("{shown}: no such element")], outcome: Outcome::Pass });
+        };
+        let side = value.sides[class];
+        let mut steps = vec![format!("{shown}, {class_name} side: {}", show(&side)?)];
+        match outcome(maps, &side, &mut steps)? {
+            Ok(outcome) => return Ok(Trace { steps, outcome }),
+            Err(MissingSlot(slot)) => missing = slot,
+        }
+    }
+    Err(unknown(format!("{missing} is missing")))
+}
+
+/// A slot that the service leads to and that is not there (any more); printed.
+struct MissingSlot(String);
+
+fn outcome(
+    maps: &Maps,
+    side: &Side,
+    steps: &mut Vec<String>,
+) -> Result<Result<Outcome, MissingSlot>, TraceError> {
+    match side.action {
+        action::REJECT => Ok(Ok(Outcome::Reject)),
+        action::BALANCE => {
+            let masquerade = if side.masquerade == 1 { Masquerade::Always } else { Masquerade::Hairpin };
+            Ok(endpoints(maps, side, steps)?.map(|endpoints| Outcome::Balance { endpoints, masquerade }))
+        }
+        _ => Ok(Ok(Outcome::Pass)),
+    }
 }
 
 fn show(side: &Side) -> Result<String, TraceError> {
@@ -69,17 +89,18 @@ fn endpoints(
     maps: &Maps,
     side: &Side,
     steps: &mut Vec<String>,
-) -> Result<BTreeSet<PoolEndpoint>, TraceError> {
+) -> Result<Result<BTreeSet<PoolEndpoint>, MissingSlot>, TraceError> {
     let mut endpoints = BTreeSet::new();
     for index in 0..side.count {
-        let slot = live::slot(maps, side.pool, side.generation, index).map_err(read)?;
         let shown = format!("{}[{}.{}.{index}]", map::SLOTS, side.pool, side.generation);
-        let value = slot.ok_or_else(|| unknown(format!("{shown} is missing")))?;
+        let Some(value) = live::slot(maps, side.pool, side.generation, index).map_err(read)? else {
+            return Ok(Err(MissingSlot(shown)));
+        };
         let endpoint = endpoint(&value.endpoint).ok_or_else(|| unknown(format!("{shown} has port 0")))?;
         steps.push(format!("{shown}: {} port {}", endpoint.address, endpoint.port));
         endpoints.insert(endpoint);
     }
-    Ok(endpoints)
+    Ok(Ok(endpoints))
 }
 
 fn endpoint(peer: &Peer) -> Option<PoolEndpoint> {

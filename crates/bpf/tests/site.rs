@@ -8,7 +8,7 @@ use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::num::NonZeroU16;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -23,6 +23,8 @@ use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 
 const INSIDE: &str = "ND_BPF_TEST_INSIDE";
+const CGROUP: &str = "ND_BPF_TEST_CGROUP";
+const DIRECTORY: &str = "ND_BPF_TEST_DIRECTORY";
 const TIMEOUT: Duration = Duration::from_secs(20);
 /// Between two connections of a paced [`Load`].
 const PACE: Duration = Duration::from_micros(300);
@@ -50,8 +52,8 @@ pub(crate) fn isolated(test: &str, body: impl FnOnce(&Site)) {
     let status = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", test, "--nocapture", "--test-threads=1"])
         .env(INSIDE, test)
-        .env("ND_BPF_TEST_CGROUP", &cgroup.0)
-        .env("ND_BPF_TEST_DIRECTORY", &directory.0)
+        .env(CGROUP, &cgroup.0)
+        .env(DIRECTORY, &directory.0)
         .status()
         .unwrap();
     assert!(status.success(), "{test}, in its own process: {status}");
@@ -70,8 +72,7 @@ impl Drop for RemovedDir {
 }
 
 fn enter(test: &str) -> Site {
-    let path = |name: &str| PathBuf::from(std::env::var_os(name).unwrap());
-    let (cgroup, directory) = (path("ND_BPF_TEST_CGROUP"), path("ND_BPF_TEST_DIRECTORY"));
+    let (cgroup, directory) = (path(CGROUP), path(DIRECTORY));
     fs::write(cgroup.join("cgroup.procs"), std::process::id().to_string()).unwrap();
     unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).unwrap();
     let none: Option<&str> = None;
@@ -80,7 +81,40 @@ fn enter(test: &str) -> Site {
     mount(Some("tmpfs"), &directory, Some("tmpfs"), MsFlags::empty(), none).unwrap();
     loopback_up();
     eprintln!("{test}: in {}", cgroup.display());
-    Site { config: Config { cgroup_root: Some(cgroup), pin_dir: Some(directory.join("pins")) } }
+    Site { config: config_from_environment() }
+}
+
+fn path(variable: &str) -> PathBuf {
+    PathBuf::from(std::env::var_os(variable).unwrap())
+}
+
+/// The configuration of the site that this process was started in.
+pub(crate) fn config_from_environment() -> Config {
+    Config { cgroup_root: Some(path(CGROUP)), pin_dir: Some(path(DIRECTORY).join("pins")) }
+}
+
+/// This test once more in the same site, in another role; killed when dropped.
+pub(crate) struct Victim(Child);
+
+impl Victim {
+    pub(crate) fn start(test: &str, role: &str, value: &str) -> Self {
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command.args(["--exact", test, "--test-threads=1"]).env(role, value);
+        // Not the caller's standard error: whoever reads that would wait for the victim.
+        Self(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap())
+    }
+
+    /// What the victim does first: it ends with the thread that started it, even if that is killed.
+    pub(crate) fn end_with_the_test() {
+        nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL).unwrap();
+    }
+}
+
+impl Drop for Victim {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 /// Brings up the loopback of this thread's network namespace.
@@ -301,8 +335,8 @@ impl Load {
         let (stopped, counted) = (Arc::clone(&stop), Arc::clone(&attempts));
         let thread = std::thread::spawn(move || {
             let mut failures = Vec::new();
-            // Bounded: fewer than there are ephemeral ports, so that those in TIME-WAIT do not run out.
-            while !stopped.load(Ordering::SeqCst) && counted.load(Ordering::SeqCst) < 20_000 {
+            // Bounded; no test waits for so many.
+            while !stopped.load(Ordering::SeqCst) && counted.load(Ordering::SeqCst) < 200_000 {
                 if let Err(error) = ask_tcp(destination) {
                     failures.push(error.to_string());
                 }

@@ -17,7 +17,7 @@ use netd_dataplane::{ApplyError, Dataplane, Outcome};
 use netd_model::{Flow, Origin, Protocol, Scope, ServicePlan};
 use nix::sched::{CloneFlags, unshare};
 
-use site::{Load, Plan, Server, ask_tcp, ask_udp, isolated, loopback_up};
+use site::{Load, Plan, Server, Victim, ask_tcp, ask_udp, isolated, loopback_up};
 
 const VIP4: &str = "10.96.0.10:80";
 const VIP6: &str = "[fd00:96::10]:80";
@@ -214,6 +214,84 @@ fn a_restart_adopts_what_is_pinned_and_nobody_notices() {
     });
 }
 
+/// Tells the test below that it is the process to be killed; the value has the endpoints.
+const VICTIM: &str = "ND_BPF_TEST_VICTIM";
+
+#[test]
+fn a_netd_killed_at_any_moment_fails_no_connection() {
+    let test = "a_netd_killed_at_any_moment_fails_no_connection";
+    if let Ok(endpoints) = std::env::var(VICTIM) {
+        change_for_ever(&endpoints.split(' ').map(at).collect::<Vec<_>>());
+    }
+    isolated(test, |site| {
+        let servers = ["127.0.0.1", "127.0.0.2", "127.0.0.3"].map(Server::tcp);
+        let endpoints = servers.each_ref().map(|server| server.address);
+        let mut dataplane = EbpfDataplane::new(site.config.clone());
+        apply(&mut dataplane, &changing_plan(&endpoints, 0));
+        drop(dataplane);
+        let load = Load::start(at(VIP4));
+        let mut changes_survived = 0;
+        for round in 0..40 {
+            let before = installed_service(&site.config);
+            let victim = Victim::start(test, VICTIM, &endpoints.map(|address| address.to_string()).join(" "));
+            // Half of them somewhere in their start, half in their changes.
+            if round % 2 == 0 {
+                load.wait_for(1 + round * 37 % 200);
+            } else {
+                assert!(site::eventually(|| installed_service(&site.config) != before));
+                load.wait_for(1 + round % 9);
+            }
+            drop(victim);
+            changes_survived += usize::from(installed_service(&site.config) != before);
+            ask_tcp(at(VIP4)).unwrap();
+        }
+        let (attempts, failures) = load.finish();
+        eprintln!(
+            "40 kills, {changes_survived} after changes: {attempts} connections, {} failed",
+            failures.len()
+        );
+        assert_eq!(failures, Vec::<String>::new());
+        assert!(changes_survived >= 10, "the victims got nowhere: the test shows nothing");
+        let mut dataplane = EbpfDataplane::new(site.config.clone());
+        apply(&mut dataplane, &Plan::new(1).service(VIP4, Protocol::Tcp, &endpoints[..1]).0);
+        assert_eq!(reached(VIP4).0, ports(&[&servers[0]]));
+        dataplane.cleanup().unwrap();
+    });
+}
+
+fn changing_plan(endpoints: &[SocketAddr], round: usize) -> ServicePlan {
+    let some: Vec<SocketAddr> =
+        endpoints.iter().enumerate().filter(|(index, _)| *index != round % 3).map(|(_, at)| *at).collect();
+    Plan::new(round as u64).service(VIP4, Protocol::Tcp, &some).0
+}
+
+fn change_for_ever(endpoints: &[SocketAddr]) -> ! {
+    Victim::end_with_the_test();
+    let mut dataplane = EbpfDataplane::new(site::config_from_environment());
+    for round in 1.. {
+        apply(&mut dataplane, &changing_plan(endpoints, round));
+    }
+    unreachable!("the rounds do not end")
+}
+
+/// What the map says about `VIP4`, by way of a trace.
+fn installed_service(config: &Config) -> Vec<String> {
+    EbpfDataplane::new(config.clone()).trace(&flow(Origin::Host, VIP4)).unwrap().steps
+}
+
+fn flow(origin: Origin, vip: &str) -> Flow {
+    let source: IpAddr = if at(vip).is_ipv4() { "172.16.1.9" } else { "fd00::9" }.parse().unwrap();
+    Flow {
+        origin,
+        in_interface: None,
+        source,
+        destination: at(vip).ip(),
+        destination_is_local: false,
+        protocol: Protocol::Tcp,
+        port: NonZeroU16::new(80).unwrap(),
+    }
+}
+
 #[test]
 fn maps_that_are_too_small_grow_under_a_connecting_client() {
     isolated("maps_that_are_too_small_grow_under_a_connecting_client", |site| {
@@ -376,18 +454,6 @@ fn a_trace_says_what_the_programs_do() {
             .service(VIP6, Protocol::Tcp, &[])
             .0;
         let mut dataplane = EbpfDataplane::new(site.config.clone());
-        let flow = |origin, vip: &str| {
-            let source: IpAddr = if at(vip).is_ipv4() { "172.16.1.9" } else { "fd00::9" }.parse().unwrap();
-            Flow {
-                origin,
-                in_interface: None,
-                source,
-                destination: at(vip).ip(),
-                destination_is_local: false,
-                protocol: Protocol::Tcp,
-                port: NonZeroU16::new(80).unwrap(),
-            }
-        };
         let outcome = |dataplane: &EbpfDataplane, origin, vip: &str| {
             let trace = dataplane.trace(&flow(origin, vip)).unwrap();
             eprintln!("{:?}", trace.steps);
