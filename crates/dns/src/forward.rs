@@ -5,8 +5,10 @@
 
 mod exchange;
 mod message;
+mod probe;
 mod upstreams;
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,7 +24,8 @@ use crate::answer::Completion;
 use crate::entropy::Entropy;
 use crate::metrics::{Metrics, count};
 use crate::wire::{Name, Request, header_rcode, is_truncated, rcode};
-use upstreams::{Loaded, Upstream, load};
+use probe::{Probe, Verdicts};
+use upstreams::{Excluded, Loaded, Upstream, load};
 
 /// How long one upstream has for an answer.
 const TRY_TIMEOUT: Duration = Duration::from_secs(2);
@@ -57,6 +60,7 @@ pub struct Forwarder {
     entropy: Entropy,
     metrics: Arc<Metrics>,
     started: Instant,
+    probe: Probe,
 }
 
 impl Forwarder {
@@ -65,7 +69,8 @@ impl Forwarder {
     /// Reads the resolv.conf, if the upstreams come from one; a failure disables forwarding until it can
     /// be read. Call within a tokio runtime.
     pub fn new(source: Upstreams, own: Vec<SocketAddr>, max_in_flight: usize, metrics: Arc<Metrics>) -> Self {
-        let loaded = load(&source, &own, &Loaded::default());
+        let excluded = Excluded { own: &own, looping: &BTreeSet::new() };
+        let loaded = load(&source, excluded, &Loaded::default());
         for note in &loaded.notes {
             warn!(note = %note, "dns upstream left out");
         }
@@ -77,6 +82,7 @@ impl Forwarder {
             entropy: Entropy::default(),
             metrics,
             started: Instant::now(),
+            probe: Probe::default(),
         }
     }
 
@@ -105,16 +111,24 @@ impl Forwarder {
         permit
     }
 
-    /// Reads the resolv.conf again whenever it has changed, for ever.
-    pub(crate) async fn follow_file(&self) {
+    /// Keeps the upstreams current, for ever: reads a resolv.conf again when it has changed, and leaves out
+    /// upstreams that send queries back.
+    pub(crate) async fn follow(&self) {
+        let mut verdicts = Verdicts::default();
         let mut ticks = tokio::time::interval(RELOAD_PERIOD);
         loop {
             ticks.tick().await;
-            let old = self.loaded.load_full();
-            let new = load(&self.source, &self.own, &old);
-            if new == *old {
-                continue;
-            }
+            self.reload(&verdicts);
+            self.probe_upstreams(&mut verdicts).await;
+            self.reload(&verdicts);
+        }
+    }
+
+    fn reload(&self, verdicts: &Verdicts) {
+        let old = self.loaded.load_full();
+        let excluded = Excluded { own: &self.own, looping: &verdicts.looping };
+        let new = load(&self.source, excluded, &old);
+        if new != *old {
             warn_changes(&old, &new);
             self.loaded.store(Arc::new(new));
         }

@@ -145,7 +145,7 @@ impl Server {
         }
         let forwarder = self.forwarder;
         let task = tasks.spawn(async move {
-            forwarder.follow_file().await;
+            forwarder.follow().await;
             Ok(())
         });
         names.insert(task.id(), "upstreams".to_owned());
@@ -258,7 +258,7 @@ impl Service {
             seed: self.entropy.next(),
         };
         let outcome = answer(&view, &query, out);
-        if outcome.disposition == Disposition::Drop {
+        if outcome.disposition == Disposition::Drop || self.is_loop(&outcome, packet) {
             count(&self.metrics.dropped);
             return Next::Nothing;
         }
@@ -285,6 +285,11 @@ impl Service {
             started,
             _permit: permit,
         }))
+    }
+
+    /// True for a probe of the forwarder that an upstream sent back: it is not forwarded again.
+    fn is_loop(&self, outcome: &Outcome, packet: &[u8]) -> bool {
+        outcome.disposition == Disposition::Forward && self.forwarder.is_own_probe(packet)
     }
 
     fn replied(&self, origin: Origin, code: u16, (started, out): (Instant, &[u8])) {

@@ -17,6 +17,8 @@ use crate::wire::{Data, Name, Record, rcode};
 
 /// The longest time to live that may be configured, in seconds (as CoreDNS).
 const MAX_TTL: u32 = 3600;
+/// The longest time to live of answers out of a stale snapshot, in seconds.
+const STALE_TTL: u32 = 5;
 
 /// Settings of the cluster zone.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -100,6 +102,7 @@ pub struct View {
     zone: Arc<Zone>,
     snapshot: Option<Arc<Snapshot>>,
     serial: u32,
+    ttl: u32,
     owners: HashMap<IpAddr, Vec<ObjectName>>,
 }
 
@@ -132,7 +135,7 @@ pub struct Reply {
 impl View {
     /// The view before the first snapshot: cluster names are answered SERVFAIL.
     pub fn unsynced(zone: Arc<Zone>) -> Self {
-        Self { zone, snapshot: None, serial: 0, owners: HashMap::new() }
+        Self { zone, snapshot: None, serial: 0, ttl: 0, owners: HashMap::new() }
     }
 
     /// The view of a snapshot that changed at `changed`, which becomes the zone's serial number.
@@ -143,7 +146,8 @@ impl View {
         // Serial numbers wrap (RFC 1982), so the low 32 bits are the right ones.
         let serial = u32::try_from(seconds & u64::from(u32::MAX)).unwrap_or(0);
         let owners = reverse::owners(&snapshot);
-        Self { zone, snapshot: Some(snapshot), serial, owners }
+        let ttl = if snapshot.stale { zone.ttl.min(STALE_TTL) } else { zone.ttl };
+        Self { zone, snapshot: Some(snapshot), serial, ttl, owners }
     }
 
     /// True when a snapshot is there.
@@ -176,7 +180,7 @@ impl View {
 
     /// A record of the zone.
     fn record(&self, owner: &Name, data: Data) -> Record {
-        Record { owner: owner.clone(), ttl: self.zone.ttl, data }
+        Record { owner: owner.clone(), ttl: self.ttl, data }
     }
 
     /// The SOA record that `owner` has.
@@ -186,7 +190,7 @@ impl View {
             primary: zone.primary.clone(),
             mailbox: zone.mailbox.clone(),
             serial: self.serial,
-            minimum: zone.ttl,
+            minimum: self.ttl,
         };
         self.record(owner, data)
     }

@@ -259,6 +259,20 @@ fn compressed_replies_are_flattened() {
     assert!(message::completion(&reply[..reply.len() - 1], rtype::A).is_none());
 }
 
+static NO_LOOPS: BTreeSet<SocketAddr> = BTreeSet::new();
+const NOBODY: Excluded<'_> = Excluded { own: &[], looping: &NO_LOOPS };
+
+#[tokio::test]
+async fn upstreams_that_answer_pass_the_probe_and_silent_ones_stay_in_use() {
+    let forwarder = forwarder(vec![upstream(nxdomain).await, upstream(silent).await]);
+    let mut verdicts = Verdicts::default();
+    bounded(forwarder.probe_upstreams(&mut verdicts)).await;
+    assert!(verdicts.looping.is_empty());
+    forwarder.reload(&verdicts);
+    assert_eq!(forwarder.upstreams().len(), 2);
+    assert!(!forwarder.is_own_probe(&packet("www.example.com", rtype::A)));
+}
+
 #[test]
 fn resolv_conf_is_read_and_oddities_are_named() {
     let directory = tempfile::tempdir().unwrap();
@@ -267,18 +281,18 @@ fn resolv_conf_is_read_and_oddities_are_named() {
                 nameserver fe80::1%eth0\nnameserver 192.0.2.53\nnameserver\noptions ndots:5\n";
     std::fs::write(&path, text).unwrap();
     let source = Upstreams::ResolvConf(path.clone());
-    let loaded = load(&source, &[], &Loaded::default());
+    let loaded = load(&source, NOBODY, &Loaded::default());
     let addresses: Vec<String> = loaded.upstreams.iter().map(|u| u.address.to_string()).collect();
     assert_eq!(addresses, ["192.0.2.53:53", "[2001:db8::53]:53"]);
     assert_eq!(loaded.notes.len(), 1);
     assert!(loaded.notes[0].contains("fe80::1%eth0"));
     loaded.upstreams[0].failed(0);
     std::fs::write(&path, "nameserver 192.0.2.54\nnameserver 192.0.2.53\n").unwrap();
-    let changed = load(&source, &[], &loaded);
+    let changed = load(&source, NOBODY, &loaded);
     assert_eq!(changed.upstreams.len(), 2);
     assert_eq!(changed.upstreams[1].status(0).failures, 1, "a known upstream keeps its record");
     std::fs::remove_file(&path).unwrap();
-    let missing = load(&source, &[], &changed);
+    let missing = load(&source, NOBODY, &changed);
     assert_eq!(missing.upstreams.len(), 2, "the last known ones stay");
     assert!(missing.notes[0].contains("cannot be read"));
 }

@@ -1,5 +1,6 @@
 //! Which servers are asked, and how they did lately.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -82,8 +83,17 @@ impl PartialEq for Loaded {
     }
 }
 
+/// Upstreams that must not be asked.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Excluded<'e> {
+    /// Addresses of this server.
+    pub(super) own: &'e [SocketAddr],
+    /// Upstreams that were seen to send queries back.
+    pub(super) looping: &'e BTreeSet<SocketAddr>,
+}
+
 /// Reads the upstreams; those of `old` keep their record, all of them when the file cannot be read.
-pub(super) fn load(source: &Upstreams, own: &[SocketAddr], old: &Loaded) -> Loaded {
+pub(super) fn load(source: &Upstreams, excluded: Excluded<'_>, old: &Loaded) -> Loaded {
     let mut notes = Vec::new();
     let addresses = match source {
         Upstreams::None => Vec::new(),
@@ -95,14 +105,17 @@ pub(super) fn load(source: &Upstreams, own: &[SocketAddr], old: &Loaded) -> Load
                     "{} cannot be read ({error}): upstreams stay as they were",
                     path.display()
                 ));
-                return Loaded { upstreams: old.upstreams.clone(), notes };
+                let kept = old.upstreams.iter().filter(|u| !excluded.looping.contains(&u.address));
+                return Loaded { upstreams: kept.cloned().collect(), notes };
             }
         },
     };
     let mut upstreams: Vec<Arc<Upstream>> = Vec::new();
     for address in addresses {
-        if own.contains(&address) {
+        if excluded.own.contains(&address) {
             notes.push(format!("upstream {address} is this server itself and would loop: not used"));
+        } else if excluded.looping.contains(&address) {
+            notes.push(format!("upstream {address} sends queries back to this server (a loop): not used"));
         } else if upstreams.len() >= MAX_UPSTREAMS {
             notes.push(format!("upstream {address} is beyond the {MAX_UPSTREAMS} that are used"));
         } else if upstreams.iter().all(|u| u.address != address) {

@@ -162,6 +162,47 @@ async fn the_access_list_refuses_other_sources() {
     assert_eq!(server.metrics.snapshot().refused_by_acl, 1);
 }
 
+/// The next query of type A; the forwarder's probes are passed over.
+async fn receive_a(upstream: &UdpSocket) -> (Vec<u8>, SocketAddr) {
+    let mut buffer = [0; 512];
+    loop {
+        let (length, client) = soon(upstream.recv_from(&mut buffer)).await.unwrap();
+        let query = &buffer[..length];
+        if crate::wire::Request::parse(query).is_ok_and(|r| r.question.qtype == rtype::A) {
+            return (query.to_vec(), client);
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_upstream_that_sends_queries_back_is_left_out() {
+    // A relay whose own upstream is the server, as a local stub resolver may be.
+    let relay = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let upstreams = Upstreams::List(vec![relay.local_addr().unwrap()]);
+    let listen = vec!["127.0.0.1:0".parse().unwrap()];
+    let server = Server::bind(ServerConfig { listen, upstreams, ..ServerConfig::default() }).unwrap();
+    let (address, forwarder) = (server.local_addresses()[0], server.forwarder());
+    let views = Arc::new(ArcSwap::from_pointee(view()));
+    let _server = tokio::spawn(server.run(views, std::future::pending()));
+    let _relay = tokio::spawn(async move {
+        let mut buffer = [0; 512];
+        loop {
+            let (length, _) = relay.recv_from(&mut buffer).await.unwrap();
+            let outgoing = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+            outgoing.send_to(&buffer[..length], address).await.unwrap();
+        }
+    });
+    let left_out = async {
+        while forwarder.enabled() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    soon(left_out).await;
+    assert!(forwarder.notes()[0].contains("sends queries back to this server"), "{:?}", forwarder.notes());
+    assert_eq!(show(&ask_udp(address, &packet("www.example.com", rtype::A)).await), "REFUSED");
+    assert_eq!(show(&ask_udp(address, &packet(WEB, rtype::A)).await), ANSWER);
+}
+
 #[tokio::test]
 async fn other_names_go_upstream_and_its_silence_is_servfail_in_time_for_cluster_names_too() {
     // Nothing answers: a socket that is never read.
@@ -173,8 +214,7 @@ async fn other_names_go_upstream_and_its_silence_is_servfail_in_time_for_cluster
     let address = server.address;
     let waiting = tokio::spawn(async move { ask_udp(address, &outside).await });
     // The hole has the query: the one place for a query under way is taken.
-    let mut buffer = [0; 512];
-    soon(hole.recv_from(&mut buffer)).await.unwrap();
+    receive_a(&hole).await;
     let refused = ask_udp(server.address, &packet("www.example.org", rtype::A)).await;
     assert_eq!(show(&refused), "REFUSED");
     let asked = Instant::now();
@@ -192,9 +232,8 @@ async fn an_upstreams_answer_completes_an_alias() {
     let upstreams = Upstreams::List(vec![upstream.local_addr().unwrap()]);
     let server = start(ServerConfig { upstreams, ..ServerConfig::default() });
     let answering = tokio::spawn(async move {
-        let mut buffer = [0; 512];
-        let (length, client) = upstream.recv_from(&mut buffer).await.unwrap();
-        let mut reply = buffer[..length - 11].to_vec();
+        let (query, client) = receive_a(&upstream).await;
+        let mut reply = query[..query.len() - 11].to_vec();
         (reply[2], reply[7], reply[11]) = (0x81, 1, 0);
         reply.extend_from_slice(&[0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4, 192, 0, 2, 1]);
         upstream.send_to(&reply, client).await.unwrap();

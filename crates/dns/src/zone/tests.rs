@@ -273,3 +273,26 @@ fn settings_are_checked() {
     let dotted = ZoneConfig { cluster_domain: "Cluster.Local.".to_owned(), ..ZoneConfig::default() };
     assert_eq!(Zone::new(dotted).unwrap().apex().to_string(), Z);
 }
+
+#[test]
+fn a_stale_snapshot_answers_everything_but_for_a_short_time() {
+    use std::sync::Arc;
+    use std::time::UNIX_EPOCH;
+
+    use super::{Resolution, View, Zone, ZoneConfig};
+    use crate::answer::tests::cluster;
+    use crate::wire::Name;
+
+    let zone = Arc::new(Zone::new(ZoneConfig { ttl: 30, ..ZoneConfig::default() }).unwrap());
+    for (stale, ttl) in [(false, 30), (true, 5)] {
+        let snapshot = netd_model::Snapshot { stale, ..cluster() };
+        let view = View::new(Arc::clone(&zone), Arc::new(snapshot), UNIX_EPOCH);
+        let resolve = |name: &str| match view.resolve(&Name::parse(name).unwrap(), A, 0) {
+            Resolution::Ours(reply) => reply,
+            Resolution::Elsewhere | Resolution::Unsynced => panic!("{name} is ours"),
+        };
+        assert_eq!(resolve("web.default.svc.cluster.local").answer[0].ttl, ttl);
+        let missing = resolve("nope.default.svc.cluster.local");
+        assert_eq!((missing.code, missing.authority[0].ttl), (crate::wire::rcode::NXDOMAIN, ttl));
+    }
+}
