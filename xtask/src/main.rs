@@ -14,7 +14,7 @@ mod step;
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 
 use step::{Report, cargo, run};
@@ -115,8 +115,15 @@ fn test(no_cluster: bool) -> Result<()> {
     report.finish()
 }
 
-/// Builds the two programs as the demo and the tests run them: netd-cni static.
+/// Builds the two programs as the demo and the tests run them: netd-cni static, beside netd.
 fn build_binaries() -> Result<()> {
     run(&mut cargo(&["build", "--profile", "fast", "--package", "netd"]))?;
-    run(&mut cargo(&["build", "--profile", "fast", "--package", "netd-cni", "--target", setup::MUSL]))
+    run(&mut cargo(&["build", "--profile", "fast", "--package", "netd-cni", "--target", setup::MUSL]))?;
+    let built = step::target().join(setup::MUSL).join("fast/netd-cni");
+    let beside = step::binary("netd-cni");
+    // By rename: a runtime may be starting the old one at this moment.
+    let fresh = beside.with_extension("new");
+    std::fs::copy(&built, &fresh).and_then(|_| std::fs::rename(&fresh, &beside)).with_context(|| {
+        format!("copy {} to {}", built.display(), beside.display())
+    })
 }
