@@ -10,11 +10,11 @@ use crate::call::Call;
 use crate::config::{Config, ExtraRoute};
 use crate::del;
 use crate::error::{CniError, Code};
+use crate::leases;
 use crate::naming;
 use crate::node::{self, Bridge};
 use crate::ranges::NodeRanges;
 use crate::result::{AddResult, Address, Interface};
-use crate::leases;
 
 /// Does an ADD.
 ///
@@ -25,8 +25,9 @@ pub fn add(call: &Call, config: &Config) -> Result<AddResult, CniError> {
     let namespace = call.open_namespace()?;
     let ranges = NodeRanges::of(config)?;
     check_routes(config, &ranges)?;
-    let mut netlink = Netlink::open()
-        .map_err(|e| CniError::new(Code::Wiring, "the kernel's netlink cannot be used").because(e).and("is this root?"))?;
+    let mut netlink = Netlink::open().map_err(|e| {
+        CniError::new(Code::Wiring, "the kernel's netlink cannot be used").because(e).and("is this root?")
+    })?;
     refuse_taken_interface(call, &namespace)?;
     let bridge = node::prepare(&mut netlink, config, &ranges)?;
     let lease = allocate(call, config, &ranges)?;
@@ -63,7 +64,9 @@ fn refuse_wishes(call: &Call, config: &Config) -> Result<(), CniError> {
             .and("prevResult is set: put the plugin that made it behind netd"));
     }
     let wish = config.unsupported_wish.map(|wish| format!("runtimeConfig.{wish}"));
-    let Some(wish) = wish.or(call.unsupported_argument.map(|key| format!("CNI_ARGS {key}"))) else { return Ok(()) };
+    let Some(wish) = wish.or(call.unsupported_argument.map(|key| format!("CNI_ARGS {key}"))) else {
+        return Ok(());
+    };
     Err(CniError::new(Code::UnsupportedField, format!("{wish} is not supported"))
         .and("declare the capability for a plugin that has it and stands behind netd in the list"))
 }
@@ -97,16 +100,19 @@ fn refuse_taken_interface(call: &Call, namespace: &Namespace) -> Result<(), CniE
 }
 
 fn allocate(call: &Call, config: &Config, ranges: &NodeRanges) -> Result<Lease, CniError> {
-    leases::open(config)?.allocate(&call.owner, call.pod.as_ref(), &ranges.pools).map_err(|error| match error {
-        exists @ IpamError::Exists { .. } => CniError::new(Code::Exists, "the container has an address of this network")
-            .because(exists)
-            .and("an ADD is done once; DEL it first"),
-        exhausted @ IpamError::Exhausted { .. } => {
+    let taken = leases::open(config)?.allocate(&call.owner, call.pod.as_ref(), &ranges.pools);
+    taken.map_err(|error| {
+        if matches!(error, IpamError::Exists { .. }) {
+            CniError::new(Code::Exists, "the container has an address of this network")
+                .because(error)
+                .and("an ADD is done once; DEL it first")
+        } else if matches!(error, IpamError::Exhausted { .. }) {
             CniError::new(Code::TryAgainLater, format!("network {} has no free address", config.network))
-                .because(exhausted)
+                .because(error)
                 .and("remove pods from this node or give it a larger podCIDR")
+        } else {
+            leases::failed(&error)
         }
-        other => leases::failed(&other),
     })
 }
 
@@ -126,10 +132,17 @@ fn wiring_error(call: &Call, cause: &netd_kernel::Error) -> CniError {
     CniError::new(code, msg).because(cause)
 }
 
-fn result(call: &Call, config: &Config, bridge: &Bridge, wired: &Wired, attachment: &Attachment<'_>) -> AddResult {
+fn result(
+    call: &Call,
+    config: &Config,
+    bridge: &Bridge,
+    wired: &Wired,
+    attachment: &Attachment<'_>,
+) -> AddResult {
     let sandbox = call.netns.as_ref().map(|path| path.to_string_lossy().into_owned());
     let first = attachment::first_address(attachment.lease);
-    let link = |name: &str, mac: Mac, sandbox| Interface { name: name.to_owned(), mac, mtu: bridge.mtu, sandbox };
+    let link =
+        |name: &str, mac: Mac, sandbox| Interface { name: name.to_owned(), mac, mtu: bridge.mtu, sandbox };
     let pairs = attachment.lease.addresses.iter().zip(attachment.gateways);
     let defaults = attachment.gateways.iter().filter_map(|gateway| {
         let any = if gateway.is_ipv4() { "0.0.0.0/0" } else { "::/0" };
@@ -142,7 +155,9 @@ fn result(call: &Call, config: &Config, bridge: &Bridge, wired: &Wired, attachme
             link(&wired.host_name, naming::host_mac(first), None),
             link(&call.owner.interface, naming::pod_mac(first), sandbox),
         ],
-        addresses: pairs.map(|(address, gateway)| Address { address: (*address).into(), gateway: *gateway }).collect(),
+        addresses: pairs
+            .map(|(address, gateway)| Address { address: (*address).into(), gateway: Some(*gateway) })
+            .collect(),
         routes: defaults.chain(extra).collect(),
         dns: config.dns.clone(),
     }

@@ -48,7 +48,12 @@ impl Attachment<'_> {
     ///
     /// # Errors
     /// What the kernel refused, with its object.
-    pub fn wire(&self, netlink: &mut Netlink, bridge: &Bridge, namespace: &Namespace) -> netd_kernel::Result<Wired> {
+    pub fn wire(
+        &self,
+        netlink: &mut Netlink,
+        bridge: &Bridge,
+        namespace: &Namespace,
+    ) -> netd_kernel::Result<Wired> {
         let host_name = naming::host_link(&self.lease.owner);
         let first = self.first_address();
         let alias = naming::alias(self.network, self.lease);
@@ -120,9 +125,9 @@ impl Attachment<'_> {
     /// The extra routes, each with a gateway: its own, else the pod's of the same family.
     pub fn routes_with_gateway(&self) -> impl Iterator<Item = (IpNetwork, IpAddr)> + '_ {
         let of_family = |v4| self.gateways.iter().copied().find(|gateway| gateway.is_ipv4() == v4);
-        self.routes.iter().filter_map(move |route| {
-            Some((route.dst, route.gw.or_else(|| of_family(route.dst.is_ipv4()))?))
-        })
+        self.routes
+            .iter()
+            .filter_map(move |route| Some((route.dst, route.gw.or_else(|| of_family(route.dst.is_ipv4()))?)))
     }
 
     fn first_address(&self) -> IpAddr {
@@ -171,7 +176,12 @@ pub fn host_link(netlink: &mut Netlink, owner: &Owner) -> netd_kernel::Result<Op
 ///
 /// # Errors
 /// Every removal that failed; the others are done.
-pub fn unwire(netlink: &mut Netlink, bridge: &str, owner: &Owner, addresses: &[IpAddr]) -> Vec<netd_kernel::Error> {
+pub fn unwire(
+    netlink: &mut Netlink,
+    bridge: &str,
+    owner: &Owner,
+    addresses: &[IpAddr],
+) -> Vec<netd_kernel::Error> {
     let mut errors = Vec::new();
     let mut note = |outcome: netd_kernel::Result<()>| match outcome {
         Err(error) if !error.is_not_found() => errors.push(error),

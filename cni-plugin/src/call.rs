@@ -65,14 +65,18 @@ impl Call {
         };
         let missing: Vec<&str> = required.iter().copied().filter(|name| set(name).is_none()).collect();
         if !missing.is_empty() {
-            return Err(invalid(format!("required environment variables are missing: {}", missing.join(", "))));
+            return Err(invalid(format!(
+                "required environment variables are missing: {}",
+                missing.join(", ")
+            )));
         }
         let mut call = Self {
             verb,
             owner: Owner { container: String::new(), interface: String::new() },
             netns: None,
             pod: None,
-            allow_own_namespace: set("CNI_NETNS_OVERRIDE").is_some_and(|v| v == "1" || v.eq_ignore_ascii_case("true")),
+            allow_own_namespace: set("CNI_NETNS_OVERRIDE")
+                .is_some_and(|v| v == "1" || v.eq_ignore_ascii_case("true")),
             unsupported_argument: None,
         };
         if !required.is_empty() {
@@ -111,8 +115,11 @@ impl Call {
     pub fn open_namespace(&self) -> Result<Namespace, CniError> {
         let path = self.netns.as_deref().unwrap_or(Path::new(""));
         let failed = |cause: &dyn std::fmt::Display| {
-            CniError::new(Code::InvalidNamespace, format!("CNI_NETNS {} is not a network namespace", path.display()))
-                .because(cause)
+            CniError::new(
+                Code::InvalidNamespace,
+                format!("CNI_NETNS {} is not a network namespace", path.display()),
+            )
+            .because(cause)
         };
         // A namespace looks like a regular file; opening a FIFO or a device could wait for ever or do something.
         match std::fs::metadata(path) {
@@ -193,8 +200,12 @@ mod tests {
     }
 
     fn add(changed: (&'static str, &'static str)) -> Result<Option<Call>, CniError> {
-        let mut pairs =
-            vec![("CNI_COMMAND", "ADD"), ("CNI_CONTAINERID", "c1"), ("CNI_NETNS", "/run/netns/x"), ("CNI_IFNAME", "eth0")];
+        let mut pairs = vec![
+            ("CNI_COMMAND", "ADD"),
+            ("CNI_CONTAINERID", "c1"),
+            ("CNI_NETNS", "/run/netns/x"),
+            ("CNI_IFNAME", "eth0"),
+        ];
         pairs.retain(|(key, _)| *key != changed.0);
         pairs.push(changed);
         read(&pairs)
@@ -213,7 +224,12 @@ mod tests {
         for name in ["CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME"] {
             assert!(error.msg.contains(name), "{error}");
         }
-        let del = read(&[("CNI_COMMAND", "DEL"), ("CNI_CONTAINERID", "c1"), ("CNI_IFNAME", "eth0"), ("CNI_NETNS", "")]);
+        let del = read(&[
+            ("CNI_COMMAND", "DEL"),
+            ("CNI_CONTAINERID", "c1"),
+            ("CNI_IFNAME", "eth0"),
+            ("CNI_NETNS", ""),
+        ]);
         assert_eq!(del.unwrap().unwrap().netns, None);
         for verb in ["VERSION", "STATUS", "GC"] {
             assert!(read(&[("CNI_COMMAND", verb)]).is_ok());
@@ -225,7 +241,9 @@ mod tests {
         for id in ["../../etc", "a/b", ".hidden", "-x", "a b", "a\n", "ü", "/"] {
             assert_eq!(add(("CNI_CONTAINERID", id)).unwrap_err().code, Code::InvalidEnvironment, "{id:?}");
         }
-        for name in ["eth%d", "a/b", "a:b", "a b", "a\tb", "0123456789abcdef", ".", "..", "a\u{7f}", "a\u{a0}b"] {
+        for name in
+            ["eth%d", "a/b", "a:b", "a b", "a\tb", "0123456789abcdef", ".", "..", "a\u{7f}", "a\u{a0}b"]
+        {
             assert_eq!(add(("CNI_IFNAME", name)).unwrap_err().code, Code::InvalidEnvironment, "{name:?}");
         }
         assert!(add(("CNI_IFNAME", "0123456789abcde")).is_ok());
@@ -234,7 +252,8 @@ mod tests {
 
     #[test]
     fn the_pod_is_read_from_the_arguments() {
-        let call = add(("CNI_ARGS", "IgnoreUnknown=1;K8S_POD_NAMESPACE=ns;K8S_POD_NAME=web-0;K8S_POD_UID=u;X=a=b"));
+        let call =
+            add(("CNI_ARGS", "IgnoreUnknown=1;K8S_POD_NAMESPACE=ns;K8S_POD_NAME=web-0;K8S_POD_UID=u;X=a=b"));
         let pod = call.unwrap().unwrap().pod.unwrap();
         assert_eq!((pod.namespace.as_str(), pod.name.as_str(), pod.uid.as_str()), ("ns", "web-0", "u"));
         assert_eq!(add(("CNI_ARGS", "nonsense")).unwrap_err().code, Code::InvalidEnvironment);

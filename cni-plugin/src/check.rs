@@ -39,8 +39,11 @@ pub fn check(call: &Call, config: &Config) -> Result<(), CniError> {
     if faults.is_empty() {
         return Ok(());
     }
-    Err(CniError::new(Code::CheckFailed, format!("interface {}: {}", call.owner.interface, faults.join("; ")))
-        .and("netd repairs the node's part; a pod's own part needs the pod to be made again"))
+    Err(CniError::new(
+        Code::CheckFailed,
+        format!("interface {}: {}", call.owner.interface, faults.join("; ")),
+    )
+    .and("netd repairs the node's part; a pod's own part needs the pod to be made again"))
 }
 
 fn lease(call: &Call, config: &Config) -> Result<Option<Lease>, CniError> {
@@ -81,7 +84,9 @@ fn inside_faults(
     routes: &[IpNetwork],
 ) -> netd_kernel::Result<Vec<String>> {
     let mut netlink = Netlink::open()?;
-    let Some(link) = netlink.link(name)? else { return Ok(vec!["it is missing in the container".to_owned()]) };
+    let Some(link) = netlink.link(name)? else {
+        return Ok(vec!["it is missing in the container".to_owned()]);
+    };
     let mut faults = Vec::new();
     if !link.up {
         faults.push("it is down".to_owned());
@@ -97,7 +102,8 @@ fn inside_faults(
     // Over whatever link: of two interfaces with one gateway the first has the routes.
     let table = netlink.routes(RouteFilter::default())?;
     for gateway in gateways {
-        let default = |r: &netd_kernel::netlink::Route| r.destination.prefix() == 0 && r.gateway == Some(*gateway);
+        let default =
+            |r: &netd_kernel::netlink::Route| r.destination.prefix() == 0 && r.gateway == Some(*gateway);
         if !table.iter().any(default) {
             faults.push(format!("the default route through {gateway} is gone"));
         }

@@ -14,6 +14,8 @@ use crate::call::is_plain_name;
 use crate::error::{CniError, Code};
 use crate::version::Version;
 
+/// What a configuration may call this plugin: runtimes look for a program of that name.
+pub const TYPES: [&str; 2] = ["netd", "netd-cni"];
 /// The bridge unless the configuration names another.
 pub const DEFAULT_BRIDGE: &str = "netd0";
 /// Where the daemon says what the node's ranges are.
@@ -156,16 +158,25 @@ pub fn version_of(bytes: &[u8]) -> Version {
     text.and_then(|text| Version::parse(text).ok()).unwrap_or(Version::LATEST)
 }
 
-impl Config {
-    /// Reads a configuration.
+/// A configuration of whatever plugin: read as far as every plugin's is the same.
+#[derive(Debug, Clone)]
+pub struct Envelope {
+    /// The version the answer is written in.
+    pub version: Version,
+    /// The plugin that is meant.
+    pub kind: String,
+    keys: Map<String, Value>,
+}
+
+impl Envelope {
+    /// Reads a configuration's version and type.
     ///
     /// # Errors
-    /// Code 6 when it is not JSON, 1 for an unknown version, 7 when it names an unknown key or says the impossible.
+    /// Code 6 when it is not JSON, 1 for an unknown version, 7 without a type.
     pub fn parse(bytes: &[u8]) -> Result<Self, CniError> {
-        let value: Value = serde_json::from_slice(bytes).map_err(|e| {
-            CniError::new(Code::Decode, "the network configuration is not JSON").because(e)
-        })?;
-        let Value::Object(mut keys) = value else {
+        let value: Value = serde_json::from_slice(bytes)
+            .map_err(|e| CniError::new(Code::Decode, "the network configuration is not JSON").because(e))?;
+        let Value::Object(keys) = value else {
             return Err(CniError::new(Code::Decode, "the network configuration is not a JSON object"));
         };
         let version = match keys.get("cniVersion") {
@@ -173,6 +184,32 @@ impl Config {
             Some(Value::String(text)) => Version::parse(text)?,
             Some(other) => return Err(invalid(format!("cniVersion is no string but {other}"))),
         };
+        let kind = keys.get("type").and_then(Value::as_str).map(str::to_owned);
+        let kind = kind.ok_or_else(|| invalid("the network configuration has no type"))?;
+        Ok(Self { version, kind, keys })
+    }
+
+    /// The result of the plugins before this one, or of ADD when it is a CHECK or DEL.
+    pub fn previous(&self) -> Option<&Value> {
+        self.keys.get("prevResult").filter(|result| !result.is_null())
+    }
+}
+
+impl Config {
+    /// Reads a configuration.
+    ///
+    /// # Errors
+    /// As [`Envelope::parse`], and code 7 when it names an unknown key or says the impossible.
+    pub fn parse(bytes: &[u8]) -> Result<Self, CniError> {
+        Self::read(Envelope::parse(bytes)?)
+    }
+
+    /// Reads the rest of a configuration.
+    ///
+    /// # Errors
+    /// Code 7 when it names an unknown key or says the impossible.
+    pub fn read(envelope: Envelope) -> Result<Self, CniError> {
+        let Envelope { version, mut keys, .. } = envelope;
         let valid = valid_attachments(&mut keys)?;
         let document: Document = serde_path_to_error::deserialize(Value::Object(keys)).map_err(|e| {
             let path = e.path().to_string();
@@ -187,12 +224,14 @@ impl Config {
         if !is_plain_name(&network) || network.len() > 200 {
             return Err(invalid(format!("network name {network:?} is not valid")));
         }
-        if document.kind != "netd" {
-            return Err(invalid(format!("the configuration is for plugin type {:?}, this is netd", document.kind)));
+        if !TYPES.contains(&document.kind.as_str()) {
+            return Err(unknown_type(&document.kind));
         }
         let ipam = document.ipam;
         if let Some(kind) = ipam.kind.filter(|kind| kind != "netd") {
-            return Err(invalid(format!("ipam.type {kind:?} is not supported")).and("leave it out or set it to netd"));
+            return Err(
+                invalid(format!("ipam.type {kind:?} is not supported")).and("leave it out or set it to netd")
+            );
         }
         let pools = pools_of(&ipam.ranges)?;
         let keep = [document.cluster_cidrs, document.non_masquerade_cidrs].concat();
@@ -284,6 +323,11 @@ fn wish_in(runtime: &Map<String, Value>) -> Option<&'static str> {
         Value::Bool(_) | Value::Number(_) => false,
     };
     UNSUPPORTED_WISHES.into_iter().find(|wish| runtime.get(*wish).is_some_and(|value| !empty(value)))
+}
+
+/// The error of a configuration that is for another plugin.
+pub fn unknown_type(kind: &str) -> CniError {
+    invalid(format!("the configuration is for plugin type {kind:?}, this is netd"))
 }
 
 fn invalid(msg: impl Into<String>) -> CniError {

@@ -17,8 +17,9 @@ use crate::leases;
 /// # Errors
 /// Code 104 when something is left; code 8, after everything is removed, when the namespace named is the host's.
 pub fn del(call: &Call, config: &Config) -> Result<(), CniError> {
-    let mut netlink = Netlink::open()
-        .map_err(|e| CniError::new(Code::Wiring, "the kernel's netlink cannot be used").because(e).and("is this root?"))?;
+    let mut netlink = Netlink::open().map_err(|e| {
+        CniError::new(Code::Wiring, "the kernel's netlink cannot be used").because(e).and("is this root?")
+    })?;
     let failures = remove(&mut netlink, config, &call.owner);
     let error = CniError::new(Code::Teardown, format!("{} is not removed completely", call.owner));
     report(error, failures)?;
@@ -40,8 +41,8 @@ pub fn remove(netlink: &mut Netlink, config: &Config, owner: &Owner) -> Vec<Stri
     let unwired = attachment::unwire(netlink, &config.bridge, owner, &addresses);
     failures.extend(unwired.iter().map(ToString::to_string));
     if known.is_some() && unwired.is_empty() {
-        let released = leases::open(config)
-            .and_then(|mut ledger| ledger.release(owner).map_err(|e| leases::failed(&e)));
+        let released =
+            leases::open(config).and_then(|mut ledger| ledger.release(owner).map_err(|e| leases::failed(&e)));
         failures.extend(released.err().map(|error| error.to_string()));
     }
     failures

@@ -87,8 +87,12 @@ impl CniError {
             #[serde(skip_serializing_if = "str::is_empty")]
             details: &'a str,
         }
-        let body =
-            Body { cni_version: version.name(), code: self.code as u32, msg: &self.msg, details: &self.details };
+        let body = Body {
+            cni_version: version.name(),
+            code: self.code as u32,
+            msg: &self.msg,
+            details: &self.details,
+        };
         // Strings and numbers always serialise.
         serde_json::to_string(&body).unwrap_or_default()
     }

@@ -20,8 +20,9 @@ pub fn gc(config: &Config) -> Result<(), CniError> {
         return Err(CniError::new(Code::InvalidConfig, "GC needs cni.dev/valid-attachments")
             .and("an empty list removes all attachments of the network"));
     };
-    let mut netlink = Netlink::open()
-        .map_err(|e| CniError::new(Code::Wiring, "the kernel's netlink cannot be used").because(e).and("is this root?"))?;
+    let mut netlink = Netlink::open().map_err(|e| {
+        CniError::new(Code::Wiring, "the kernel's netlink cannot be used").because(e).and("is this root?")
+    })?;
     let valid: BTreeSet<&Owner> = valid.iter().collect();
     let (owners, mut failures) = owners(&mut netlink, config);
     // By name as well: an alias that was cut short does not tell its owner.
@@ -31,7 +32,10 @@ pub fn gc(config: &Config) -> Result<(), CniError> {
     }
     failures.extend(remove_strays(&mut netlink, config, &valid_links));
     del::report(
-        CniError::new(Code::Teardown, format!("garbage of network {} is not removed completely", config.network)),
+        CniError::new(
+            Code::Teardown,
+            format!("garbage of network {} is not removed completely", config.network),
+        ),
         failures,
     )
 }
@@ -47,7 +51,9 @@ fn owners(netlink: &mut Netlink, config: &Config) -> (BTreeSet<Owner>, Vec<Strin
     match netlink.links() {
         Ok(links) => {
             let aliases = links.iter().filter_map(|link| link.alias.as_deref());
-            owners.extend(aliases.filter_map(|alias| naming::lease_from_alias(&config.network, alias)).map(|l| l.owner));
+            owners.extend(
+                aliases.filter_map(|alias| naming::lease_from_alias(&config.network, alias)).map(|l| l.owner),
+            );
         }
         Err(error) => failures.push(error.to_string()),
     }
@@ -63,5 +69,10 @@ fn remove_strays(netlink: &mut Netlink, config: &Config, valid: &BTreeSet<String
     let stray = |alias: &str| naming::lease_from_alias(&config.network, alias).is_some();
     let strays = links.iter().filter(|l| l.alias.as_deref().is_some_and(stray) && !valid.contains(&l.name));
     let outcomes: Vec<_> = strays.map(|link| netlink.delete_link(link.index)).collect();
-    outcomes.into_iter().filter_map(Result::err).filter(|e| !e.is_not_found()).map(|e| e.to_string()).collect()
+    outcomes
+        .into_iter()
+        .filter_map(Result::err)
+        .filter(|e| !e.is_not_found())
+        .map(|e| e.to_string())
+        .collect()
 }

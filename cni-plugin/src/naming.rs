@@ -16,9 +16,14 @@ pub const BRIDGE_ALIAS: &str = "netd bridge";
 /// The name of the host's end of the attachment's veth pair: `netd` and 55 bits of a hash.
 pub fn host_link(owner: &Owner) -> String {
     const LETTERS: &[u8; 32] = b"0123456789abcdefghjkmnpqrstvwxyz";
-    let hash = Sha256::new().chain_update(&owner.container).chain_update([0]).chain_update(&owner.interface).finalize();
+    let hash = Sha256::new()
+        .chain_update(&owner.container)
+        .chain_update([0])
+        .chain_update(&owner.interface)
+        .finalize();
     let bits = hash.iter().take(8).fold(0_u64, |bits, byte| bits << 8 | u64::from(*byte));
-    let letters = (0..11).map(|place| LETTERS.get((bits >> (5 * place) & 31) as usize).copied().unwrap_or(b'0'));
+    let letters =
+        (0..11).map(|place| LETTERS.get((bits >> (5 * place) & 31) as usize).copied().unwrap_or(b'0'));
     letters.fold(String::from("netd"), |mut name, letter| {
         name.push(char::from(letter));
         name
@@ -99,7 +104,8 @@ mod tests {
     #[test]
     fn macs_are_local_unicast_and_differ() {
         let address = "172.16.1.2".parse().unwrap();
-        let all = [pod_mac(address), host_mac(address), bridge_mac(address), pod_mac("fd00::2".parse().unwrap())];
+        let all =
+            [pod_mac(address), host_mac(address), bridge_mac(address), pod_mac("fd00::2".parse().unwrap())];
         for (place, Mac([first, ..])) in all.iter().enumerate() {
             assert_eq!(first & 0b11, 0b10);
             assert!(!all[..place].contains(&all[place]));

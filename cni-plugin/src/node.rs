@@ -54,7 +54,11 @@ pub fn prepare(netlink: &mut Netlink, config: &Config, ranges: &NodeRanges) -> R
 }
 
 /// Says what of the node's part is missing or different, a sentence each.
-pub fn faults(netlink: &mut Netlink, config: &Config, ranges: &NodeRanges) -> netd_kernel::Result<Vec<String>> {
+pub fn faults(
+    netlink: &mut Netlink,
+    config: &Config,
+    ranges: &NodeRanges,
+) -> netd_kernel::Result<Vec<String>> {
     let mut faults = Vec::new();
     let name = &config.bridge;
     match netlink.link(name)? {
@@ -64,10 +68,15 @@ pub fn faults(netlink: &mut Netlink, config: &Config, ranges: &NodeRanges) -> ne
                 faults.push(format!("bridge {name} is down"));
             }
             let missing = missing_gateways(netlink, &link, ranges)?;
-            faults.extend(missing.iter().map(|gateway| format!("bridge {name} has lost its address {gateway}")));
+            faults.extend(
+                missing.iter().map(|gateway| format!("bridge {name} has lost its address {gateway}")),
+            );
         }
     }
-    for (key, value) in parameters(name, ranges).into_iter().filter(|(key, _)| key.ends_with("forward") || key.ends_with("forwarding")) {
+    for (key, value) in parameters(name, ranges)
+        .into_iter()
+        .filter(|(key, _)| key.ends_with("forward") || key.ends_with("forwarding"))
+    {
         let found = sysctl::read(&key).unwrap_or_default();
         if found != value {
             faults.push(format!("forwarding is off: {key} is {found:?}"));
@@ -77,7 +86,9 @@ pub fn faults(netlink: &mut Netlink, config: &Config, ranges: &NodeRanges) -> ne
         match masquerade::check(&masquerade_of(ranges))? {
             State::Installed => {}
             State::Absent => faults.push(format!("masquerade is gone: no table {}", masquerade::TABLE)),
-            State::Different => faults.push(format!("masquerade is not as configured: table {}", masquerade::TABLE)),
+            State::Different => {
+                faults.push(format!("masquerade is not as configured: table {}", masquerade::TABLE))
+            }
         }
     }
     Ok(faults)
@@ -166,7 +177,8 @@ fn parameters(bridge: &str, ranges: &NodeRanges) -> Vec<(String, &'static str)> 
 fn uplink_mtu(netlink: &mut Netlink) -> netd_kernel::Result<u32> {
     for family in Family::ALL {
         let routes = netlink.routes(RouteFilter { family: Some(family), ..RouteFilter::default() })?;
-        let default = routes.iter().filter(|route| route.destination.prefix() == 0).min_by_key(|route| route.metric);
+        let default =
+            routes.iter().filter(|route| route.destination.prefix() == 0).min_by_key(|route| route.metric);
         if let Some(index) = default.and_then(|route| route.link)
             && let Some(link) = netlink.link_by_index(index)?
         {

@@ -4,7 +4,7 @@ use std::io::{self, Read, Write};
 use std::process::ExitCode;
 
 use crate::call::{Call, Verb};
-use crate::config::{self, Config, MAX_LENGTH};
+use crate::config::{self, Config, Envelope, MAX_LENGTH, TYPES, unknown_type};
 use crate::error::{CniError, Code};
 use crate::version::{self, Version};
 use crate::{add, check, del, gc, loopback, status};
@@ -18,7 +18,8 @@ pub fn main() -> ExitCode {
     let call = match Call::read(variable) {
         Ok(Some(call)) => call,
         Ok(None) => return about(),
-        Err(error) => return fail(&error, version_without_call()),
+        // Standard input was not read, so the version asked for is not known.
+        Err(error) => return fail(&error, Version::LATEST),
     };
     let bytes = match read_input(io::stdin().lock()) {
         Ok(bytes) => bytes,
@@ -51,27 +52,21 @@ impl Answer {
 }
 
 fn run(call: &Call, bytes: &[u8]) -> Result<Answer, CniError> {
-    let quiet = |()| Answer { text: String::new(), config: None };
     if call.verb == Verb::Version {
         return Ok(Answer { text: version::report(config::version_of(bytes)), config: None });
     }
-    if loopback::is_meant(bytes) {
-        let text = loopback::run(call, bytes, config::version_of(bytes))?;
-        return Ok(Answer { text, config: None });
+    let envelope = Envelope::parse(bytes)?;
+    check_version(call.verb, envelope.version)?;
+    match envelope.kind.as_str() {
+        loopback::TYPE => loopback::run(call, &envelope).map(|text| Answer { text, config: None }),
+        kind if TYPES.contains(&kind) => run_netd(call, envelope),
+        other => Err(unknown_type(other)),
     }
-    let config = Config::parse(bytes)?;
-    let (needed, name) = match call.verb {
-        Verb::Add => (Version::V0_1_0, "ADD"),
-        Verb::Del => (Version::V0_1_0, "DEL"),
-        Verb::Check => (Version::V0_4_0, "CHECK"),
-        Verb::Gc => (Version::V1_1_0, "GC"),
-        Verb::Status => (Version::V1_1_0, "STATUS"),
-        Verb::Version => (Version::V0_1_0, "VERSION"),
-    };
-    if config.version < needed {
-        let msg = format!("config version {} does not allow {name}", config.version.name());
-        return Err(CniError::new(Code::IncompatibleVersion, msg).and(format!("{} is needed", needed.name())));
-    }
+}
+
+fn run_netd(call: &Call, envelope: Envelope) -> Result<Answer, CniError> {
+    let quiet = |()| Answer { text: String::new(), config: None };
+    let config = Config::read(envelope)?;
     match call.verb {
         Verb::Add => {
             let result = add::add(call, &config)?;
@@ -85,6 +80,21 @@ fn run(call: &Call, bytes: &[u8]) -> Result<Answer, CniError> {
     }
 }
 
+/// Refuses a verb that the configuration's version does not have yet.
+fn check_version(verb: Verb, version: Version) -> Result<(), CniError> {
+    let (needed, name) = match verb {
+        Verb::Add | Verb::Del | Verb::Version => return Ok(()),
+        Verb::Check => (Version::V0_4_0, "CHECK"),
+        Verb::Gc => (Version::V1_1_0, "GC"),
+        Verb::Status => (Version::V1_1_0, "STATUS"),
+    };
+    if version >= needed {
+        return Ok(());
+    }
+    let msg = format!("config version {} does not allow {name}", version.name());
+    Err(CniError::new(Code::IncompatibleVersion, msg).and(format!("{} is needed", needed.name())))
+}
+
 fn read_input(input: impl Read) -> Result<Vec<u8>, CniError> {
     let mut bytes = Vec::new();
     input
@@ -96,11 +106,6 @@ fn read_input(input: impl Read) -> Result<Vec<u8>, CniError> {
         return Err(CniError::new(Code::Decode, msg));
     }
     Ok(bytes)
-}
-
-/// The environment was refused before standard input was read; the answer is in the latest version.
-fn version_without_call() -> Version {
-    Version::LATEST
 }
 
 /// A person started the plugin: says what it is.

@@ -90,14 +90,18 @@ fn pools_of(networks: &[IpNetwork]) -> netd_ipam::Result<Vec<Pool>> {
     let range = |network: &IpNetwork| Range::new(*network, None, None, None);
     let ranges = networks.iter().map(range).collect::<netd_ipam::Result<Vec<_>>>()?;
     let first_is_v4 = ranges.first().is_some_and(Range::is_ipv4);
-    let (first, second): (Vec<_>, Vec<_>) = ranges.into_iter().partition(|range| range.is_ipv4() == first_is_v4);
+    let (first, second): (Vec<_>, Vec<_>) =
+        ranges.into_iter().partition(|range| range.is_ipv4() == first_is_v4);
     [first, second].into_iter().filter(|ranges| !ranges.is_empty()).map(Pool::new).collect()
 }
 
 fn unusable(path: &Path, cause: &dyn std::fmt::Display) -> CniError {
-    CniError::new(Code::TryAgainLater, format!("{} does not tell the node's pod address ranges", path.display()))
-        .because(cause)
-        .and("restart netd on this node, which writes it")
+    CniError::new(
+        Code::TryAgainLater,
+        format!("{} does not tell the node's pod address ranges", path.display()),
+    )
+    .because(cause)
+    .and("restart netd on this node, which writes it")
 }
 
 #[cfg(test)]
@@ -118,7 +122,9 @@ mod tests {
 
     #[test]
     fn unknown_ranges_are_a_reason_to_try_again() {
-        for content in [None, Some(""), Some("{}"), Some(r#"{"podCIDRs":[]}"#), Some(r#"{"podCIDRs":["10.0.0.1/24"]}"#)] {
+        for content in
+            [None, Some(""), Some("{}"), Some(r#"{"podCIDRs":[]}"#), Some(r#"{"podCIDRs":["10.0.0.1/24"]}"#)]
+        {
             let error = with_file(content).unwrap_err();
             assert_eq!(error.code, Code::TryAgainLater, "{content:?}");
             assert!(error.details.contains("netd"), "the next step is named: {error}");

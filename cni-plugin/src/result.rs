@@ -29,8 +29,8 @@ pub struct Interface {
 pub struct Address {
     /// The address with its prefix.
     pub address: IpNetwork,
-    /// The gateway of its family.
-    pub gateway: IpAddr,
+    /// The gateway of its family; none on loopback.
+    pub gateway: Option<IpAddr>,
 }
 
 /// What an ADD did.
@@ -66,7 +66,10 @@ impl AddResult {
         for (key, v4) in [("ip4", true), ("ip6", false)] {
             let Some(found) = self.addresses.iter().find(|a| a.address.is_ipv4() == v4) else { continue };
             let routes: Vec<_> = self.routes.iter().filter(|r| r.dst.is_ipv4() == v4).collect();
-            let value = json!({ "ip": found.address, "gateway": found.gateway, "routes": routes });
+            let mut value = json!({ "ip": found.address, "routes": routes });
+            if let Some(gateway) = found.gateway {
+                value["gateway"] = json!(gateway);
+            }
             body.insert(key.to_owned(), value);
         }
         body
@@ -79,7 +82,10 @@ impl AddResult {
             .addresses
             .iter()
             .map(|found| {
-                let mut ip = json!({ "interface": last, "address": found.address, "gateway": found.gateway });
+                let mut ip = json!({ "interface": last, "address": found.address });
+                if let Some(gateway) = found.gateway {
+                    ip["gateway"] = json!(gateway);
+                }
                 if version < Version::V1_0_0 {
                     let family = if found.address.is_ipv4() { "4" } else { "6" };
                     ip["version"] = json!(family);
@@ -144,9 +150,10 @@ impl Previous {
         let document = PreviousDocument::deserialize(result)
             .map_err(|e| CniError::new(Code::Decode, "prevResult is not valid").because(e))?;
         let on_interface = |address: &PreviousAddress| {
-            address.interface.and_then(|place| document.interfaces.get(place)).is_some_and(|link| {
-                link.name == name && !link.sandbox.is_empty()
-            })
+            address
+                .interface
+                .and_then(|place| document.interfaces.get(place))
+                .is_some_and(|link| link.name == name && !link.sandbox.is_empty())
         };
         let addresses = document.ips.iter().filter(|a| on_interface(a)).map(|a| a.address).collect();
         Ok(Self { addresses })
@@ -166,10 +173,14 @@ mod tests {
         };
         let address = |text: &str, gateway: &str| Address {
             address: text.parse().unwrap(),
-            gateway: gateway.parse().unwrap(),
+            gateway: Some(gateway.parse().unwrap()),
         };
         AddResult {
-            interfaces: vec![link("netd0", 1, None), link("netdx", 2, None), link("eth0", 3, Some("/run/netns/x"))],
+            interfaces: vec![
+                link("netd0", 1, None),
+                link("netdx", 2, None),
+                link("eth0", 3, Some("/run/netns/x")),
+            ],
             addresses: vec![address("172.16.1.2/32", "172.16.1.1"), address("fd00::2/128", "fd00::1")],
             routes: vec![
                 ExtraRoute { dst: "0.0.0.0/0".parse().unwrap(), gw: Some("172.16.1.1".parse().unwrap()) },
@@ -209,7 +220,10 @@ mod tests {
         for version in [Version::V0_3_0, Version::V0_3_1, Version::V0_4_0] {
             let value = written(version);
             assert_eq!(value["cniVersion"], version.name());
-            assert_eq!((&value["ips"][0]["version"], &value["ips"][1]["version"]), (&json!("4"), &json!("6")));
+            assert_eq!(
+                (&value["ips"][0]["version"], &value["ips"][1]["version"]),
+                (&json!("4"), &json!("6"))
+            );
         }
         for version in [Version::V0_1_0, Version::V0_2_0] {
             let expected = json!({
@@ -227,7 +241,10 @@ mod tests {
     fn an_earlier_result_is_read_back_in_every_version_with_a_check() {
         for version in [Version::V0_4_0, Version::V1_0_0, Version::V1_1_0] {
             let previous = Previous::read(&written(version), "eth0").unwrap();
-            assert_eq!(previous.addresses, ["172.16.1.2/32".parse().unwrap(), "fd00::2/128".parse().unwrap()]);
+            assert_eq!(
+                previous.addresses,
+                ["172.16.1.2/32".parse().unwrap(), "fd00::2/128".parse().unwrap()]
+            );
         }
         assert!(Previous::read(&written(Version::V1_0_0), "netd0").unwrap().addresses.is_empty());
         assert_eq!(Previous::read(&json!({ "ips": 1 }), "eth0").unwrap_err().code, Code::Decode);

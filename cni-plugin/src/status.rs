@@ -22,19 +22,26 @@ pub fn status(config: &Config) -> Result<(), CniError> {
         Err(error) => return Err(CniError { code: Code::NotAvailable, ..leases::failed(&error) }),
     };
     let used = |pool: &Pool| {
-        leases.iter().flat_map(|lease| &lease.addresses).filter(|a| pool.range_of(**a).is_some()).count() as u128
+        leases.iter().flat_map(|lease| &lease.addresses).filter(|a| pool.range_of(**a).is_some()).count()
+            as u128
     };
     if let Some(pool) = ranges.pools.iter().find(|pool| used(pool) >= pool.capacity()) {
-        return Err(CniError::new(Code::NotAvailable, format!("network {} has no free address", config.network))
-            .because(format!("all {} of {pool} are in use", pool.capacity()))
-            .and("remove pods from this node or give it a larger podCIDR"));
+        return Err(CniError::new(
+            Code::NotAvailable,
+            format!("network {} has no free address", config.network),
+        )
+        .because(format!("all {} of {pool} are in use", pool.capacity()))
+        .and("remove pods from this node or give it a larger podCIDR"));
     }
-    let bridge = Netlink::open().and_then(|mut netlink| netlink.link(&config.bridge)).map_err(|e| {
-        CniError::new(Code::NotAvailable, "the kernel's netlink cannot be used").because(e)
-    })?;
+    let bridge = Netlink::open()
+        .and_then(|mut netlink| netlink.link(&config.bridge))
+        .map_err(|e| CniError::new(Code::NotAvailable, "the kernel's netlink cannot be used").because(e))?;
     if !leases.is_empty() && bridge.is_none_or(|link| !link.up) {
-        return Err(CniError::new(Code::LimitedConnectivity, format!("bridge {} is missing or down", config.bridge))
-            .and("the next ADD makes it again; pods that were on it need to be made again"));
+        return Err(CniError::new(
+            Code::LimitedConnectivity,
+            format!("bridge {} is missing or down", config.bridge),
+        )
+        .and("the next ADD makes it again; pods that were on it need to be made again"));
     }
     Ok(())
 }

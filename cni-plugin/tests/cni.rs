@@ -2,6 +2,7 @@
 //!
 //! Needs root. Each test has a host namespace, pod namespaces and a data directory of its own, named after the process.
 
+#[cfg(test)]
 mod cni {
     mod harness;
 

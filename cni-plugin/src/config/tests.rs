@@ -34,8 +34,12 @@ fn an_unknown_key_is_an_error_that_names_it() {
     let error = parse(json!({ "ipMask": true })).unwrap_err();
     assert_eq!(error.code, Code::InvalidConfig);
     assert!(error.to_string().contains("ipMask"), "{error}");
-    let error = parse(json!({ "ipam": { "ranges": [[{ "subnet": "10.0.0.0/24", "gatway": "10.0.0.9" }]] } })).unwrap_err();
-    assert!(error.to_string().contains("gatway") && error.to_string().contains("ipam.ranges[0][0]"), "{error}");
+    let error = parse(json!({ "ipam": { "ranges": [[{ "subnet": "10.0.0.0/24", "gatway": "10.0.0.9" }]] } }))
+        .unwrap_err();
+    assert!(
+        error.to_string().contains("gatway") && error.to_string().contains("ipam.ranges[0][0]"),
+        "{error}"
+    );
 }
 
 #[test]

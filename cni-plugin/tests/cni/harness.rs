@@ -135,7 +135,12 @@ impl Host {
         let mut netlink = self.space.netlink();
         let mut left: Vec<String> = self.space.links().into_iter().filter(|name| name != "netd0").collect();
         let neighbours = netlink.neighbours(None).unwrap();
-        left.extend(neighbours.iter().filter(|n| n.state == NeighbourState::Permanent && !n.ip.is_multicast()).map(|n| n.ip.to_string()));
+        left.extend(
+            neighbours
+                .iter()
+                .filter(|n| n.state == NeighbourState::Permanent && !n.ip.is_multicast())
+                .map(|n| n.ip.to_string()),
+        );
         left.extend(self.leases().iter().map(|lease| lease.owner.to_string()));
         left
     }
@@ -185,7 +190,10 @@ pub(crate) fn error_of(output: &Output) -> Value {
     assert_ne!(output.status, 0, "the call succeeded: {}", text(output));
     let error: Value = serde_json::from_slice(&output.stdout)
         .unwrap_or_else(|e| panic!("{e}: {:?}, stderr {}", text(output), output.complaint()));
-    assert!(error["cniVersion"].is_string() && error["msg"].as_str().is_some_and(|msg| !msg.is_empty()), "{error}");
+    assert!(
+        error["cniVersion"].is_string() && error["msg"].as_str().is_some_and(|msg| !msg.is_empty()),
+        "{error}"
+    );
     assert!(error["code"].as_u64().is_some_and(|code| code != 0), "{error}");
     error
 }

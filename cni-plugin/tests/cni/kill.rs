@@ -35,8 +35,13 @@ fn whatever_is_killed_a_del_leaves_nothing() {
             died += u32::from(killed("DEL", &pod, delay * 2) == 137);
         }
         host.del("victim", pod.path());
-        let left: Vec<String> = host.leftovers().into_iter().filter(|what| !what.contains("witness")).collect();
-        assert_eq!(left.len(), 2, "turn {turn}: more than the witness's link and neighbour is left: {left:?}");
+        let left: Vec<String> =
+            host.leftovers().into_iter().filter(|what| !what.contains("witness")).collect();
+        assert_eq!(
+            left.len(),
+            2,
+            "turn {turn}: more than the witness's link and neighbour is left: {left:?}"
+        );
         assert!(pod.links().is_empty());
         host.add("victim", &pod);
         host.del("victim", pod.path());

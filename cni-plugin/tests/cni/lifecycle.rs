@@ -11,7 +11,10 @@ fn an_add_makes_what_its_result_says() {
     let (host, pod) = (Host::new(), Space::new("pod"));
     let result = host.add("c1", &pod);
     assert_eq!(result["cniVersion"], "1.1.0");
-    assert_eq!(result["ips"], json!([{ "interface": 2, "address": "172.16.1.2/32", "gateway": "172.16.1.1" }]));
+    assert_eq!(
+        result["ips"],
+        json!([{ "interface": 2, "address": "172.16.1.2/32", "gateway": "172.16.1.1" }])
+    );
     assert_eq!(result["routes"], json!([{ "dst": "0.0.0.0/0", "gw": "172.16.1.1" }]));
     assert_eq!(result["interfaces"][2]["sandbox"], pod.path());
     let inside = pod.netlink().link("eth0").unwrap().unwrap();
@@ -73,7 +76,11 @@ fn a_del_succeeds_in_every_state() {
         assert_eq!(host.leftovers(), Vec::<String>::new());
     }
     // The namespace is gone before the DEL, and with it both ends of the link.
-    let path = { let pod = Space::new("pod"); host.add("c2", &pod); pod.path().to_owned() };
+    let path = {
+        let pod = Space::new("pod");
+        host.add("c2", &pod);
+        pod.path().to_owned()
+    };
     host.del("c2", &path);
     let pod = Space::new("pod");
     host.add("c3", &pod);
@@ -84,7 +91,9 @@ fn a_del_succeeds_in_every_state() {
 
 #[test]
 fn a_late_del_leaves_the_next_owner_alone() {
-    let host = Host::with_ranges(json!([[{ "subnet": "172.16.1.0/29", "rangeStart": "172.16.1.2", "rangeEnd": "172.16.1.2" }]]));
+    let host = Host::with_ranges(
+        json!([[{ "subnet": "172.16.1.0/29", "rangeStart": "172.16.1.2", "rangeEnd": "172.16.1.2" }]]),
+    );
     let (old, new) = (Space::new("pod"), Space::new("pod"));
     host.add("old", &old);
     host.del("old", old.path());
@@ -242,7 +251,8 @@ fn a_lost_or_damaged_ledger_is_made_again_from_the_links() {
     }
     assert_eq!(host.leftovers(), Vec::<String>::new());
     let kept = std::fs::read_dir(host.data.path().join("ipam")).unwrap();
-    let kept = kept.filter(|e| e.as_ref().unwrap().file_name().to_string_lossy().contains(".corrupt-")).count();
+    let kept =
+        kept.filter(|e| e.as_ref().unwrap().file_name().to_string_lossy().contains(".corrupt-")).count();
     assert_eq!(kept, 1);
 }
 
@@ -254,7 +264,10 @@ fn twenty_adds_at_once_get_twenty_addresses() {
         let calls: Vec<_> = pods
             .iter()
             .enumerate()
-            .map(|(place, pod)| { let host = &host; scope.spawn(move || pod_address(&host.add(&format!("c{place}"), pod))) })
+            .map(|(place, pod)| {
+                let host = &host;
+                scope.spawn(move || pod_address(&host.add(&format!("c{place}"), pod)))
+            })
             .collect();
         calls.into_iter().map(|call| call.join().unwrap()).collect()
     });
@@ -292,7 +305,11 @@ fn the_ranges_may_come_from_the_daemon() {
     host.config["ipam"]["rangesFile"] = json!(file);
     assert_eq!(error_of(&host.verb("ADD", "c1", pod.path(), &host.config))["code"], 11);
     assert_eq!(error_of(&host.verb("STATUS", "", "", &host.config))["code"], 50);
-    std::fs::write(&file, r#"{"podCIDRs":["172.16.5.0/24","fd00:5::/64"],"clusterCIDRs":["172.16.0.0/16"],"mtu":1400}"#).unwrap();
+    std::fs::write(
+        &file,
+        r#"{"podCIDRs":["172.16.5.0/24","fd00:5::/64"],"clusterCIDRs":["172.16.0.0/16"],"mtu":1400}"#,
+    )
+    .unwrap();
     assert_eq!(host.verb("STATUS", "", "", &host.config).status, 0);
     let result = host.add("c1", &pod);
     assert_eq!(result["ips"][0]["address"], "172.16.5.2/32");
@@ -310,8 +327,30 @@ fn version_and_about_are_told() {
     let output = host.call(&[("CNI_COMMAND", "VERSION")], br#"{"cniVersion":"1.0.0"}"#);
     let told: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(told["cniVersion"], "1.0.0");
-    assert_eq!(told["supportedVersions"], json!(["0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"]));
+    assert_eq!(
+        told["supportedVersions"],
+        json!(["0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"])
+    );
     let about = host.call(&[], b"");
     assert_eq!((about.status, about.stdout.len()), (0, 0));
     assert!(about.complaint().contains("CNI protocol versions supported"), "{}", about.complaint());
+}
+
+#[test]
+fn as_loopback_it_switches_the_link_on() {
+    let (host, pod) = (Host::new(), Space::new("pod"));
+    let config = json!({ "cniVersion": "0.4.0", "name": "cni-loopback", "type": "loopback" });
+    let mut previous = config.clone();
+    previous["prevResult"] = json!({});
+    assert_eq!(error_of(&host.verb("CHECK", "c1", pod.path(), &previous))["code"], 103);
+    let output = host.verb("ADD", "c1", pod.path(), &config);
+    assert_eq!(output.status, 0, "{}", text(&output));
+    let result: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(result["ips"][0], json!({ "version": "4", "interface": 0, "address": "127.0.0.1/8" }));
+    assert_eq!(result["interfaces"][0]["name"], "lo");
+    assert!(pod.netlink().link("lo").unwrap().unwrap().up);
+    assert_eq!(host.verb("CHECK", "c1", pod.path(), &previous).status, 0);
+    assert_eq!(host.verb("DEL", "c1", "/gone", &config).status, 0);
+    assert_eq!(error_of(&host.verb("ADD", "c1", "/proc/self/ns/net", &config))["code"], 8);
+    assert!(!host.space.netlink().link("lo").unwrap().unwrap().up, "the host's is untouched");
 }

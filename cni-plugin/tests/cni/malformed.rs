@@ -1,7 +1,8 @@
 //! Calls that cannot be meant: a well-formed error with the right code, and nothing left.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use netd_kernel::{Clock, SystemClock};
 use nix::sys::stat::Mode;
 use serde_json::{Value, json};
 
@@ -16,7 +17,7 @@ struct Bench {
 impl Bench {
     /// Makes the call and verifies the error's code, and that nothing was made.
     fn refuse(&mut self, what: &str, env: &[(&str, &str)], stdin: &[u8], code: u64) {
-        let start = Instant::now();
+        let start = SystemClock.now();
         let output = self.host.call(env, stdin);
         let error = error_of(&output);
         assert_eq!(error["code"], code, "{what}: {error}");
@@ -43,7 +44,20 @@ impl Bench {
             refuse(1, id, 4);
         }
         refuse(1, &"a".repeat(5000), 4);
-        for name in ["", "eth%d", "%s", "a/b", "a:b", "a b", "a\tb", "0123456789abcdef", ".", "..", "\u{1}", "a\u{a0}"] {
+        for name in [
+            "",
+            "eth%d",
+            "%s",
+            "a/b",
+            "a:b",
+            "a b",
+            "a\tb",
+            "0123456789abcdef",
+            ".",
+            "..",
+            "\u{1}",
+            "a\u{a0}",
+        ] {
             refuse(3, name, 4);
         }
         for args in ["x", ";;x", "IgnoreUnknown"] {
@@ -55,7 +69,8 @@ impl Bench {
             self.refuse(command, &env, config.as_bytes(), 4);
         }
         for missing in 1..4 {
-            let env: Vec<_> = good.iter().enumerate().filter(|(place, _)| *place != missing).map(|(_, v)| *v).collect();
+            let env: Vec<_> =
+                good.iter().enumerate().filter(|(place, _)| *place != missing).map(|(_, v)| *v).collect();
             self.refuse(good[missing].0, &env, config.as_bytes(), 4);
         }
     }
@@ -67,15 +82,28 @@ impl Bench {
         let plain = self.host.data.path().join("plain");
         std::fs::write(&plain, "").unwrap();
         let own = self.host.space.path().to_owned();
-        let paths =
-            [fifo.to_str().unwrap(), plain.to_str().unwrap(), "/dev/zero", "/", "/nonexistent", "/proc/self/ns/net", "/proc/self/ns/mnt", &own];
+        let paths = [
+            fifo.to_str().unwrap(),
+            plain.to_str().unwrap(),
+            "/dev/zero",
+            "/",
+            "/nonexistent",
+            "/proc/self/ns/net",
+            "/proc/self/ns/mnt",
+            &own,
+        ];
         for path in paths {
             self.refuse(&format!("ADD in {path}"), &environment("ADD", "c1", path), config.as_bytes(), 8);
         }
         let mut checked = self.host.config.clone();
         checked["prevResult"] = json!({ "cniVersion": "1.1.0" });
         for path in paths {
-            self.refuse(&format!("CHECK in {path}"), &environment("CHECK", "c1", path), checked.to_string().as_bytes(), 8);
+            self.refuse(
+                &format!("CHECK in {path}"),
+                &environment("CHECK", "c1", path),
+                checked.to_string().as_bytes(),
+                8,
+            );
         }
         for path in ["/proc/self/ns/net", &own] {
             self.refuse(&format!("DEL in {path}"), &environment("DEL", "c1", path), config.as_bytes(), 8);
@@ -89,7 +117,18 @@ impl Bench {
         let truncated = self.host.config.to_string();
         let truncated = &truncated.as_bytes()[..truncated.len() - 2];
         let inputs: [&[u8]; 12] = [
-            b"", b" ", b"{", b"null", b"[]", b"1", b"\"x\"", b"\0\0\0", b"\xff\xfe{}", deep.as_bytes(), &huge, truncated,
+            b"",
+            b" ",
+            b"{",
+            b"null",
+            b"[]",
+            b"1",
+            b"\"x\"",
+            b"\0\0\0",
+            b"\xff\xfe{}",
+            deep.as_bytes(),
+            &huge,
+            truncated,
         ];
         for verb in ["ADD", "DEL", "CHECK", "STATUS", "GC"] {
             for input in inputs {

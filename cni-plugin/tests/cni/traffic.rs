@@ -1,7 +1,8 @@
 //! Packets between pods, the host and a machine outside.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use netd_kernel::{Clock, SystemClock};
 use serde_json::json;
 
 use super::harness::{Host, Space, pod_address};
@@ -28,7 +29,9 @@ fn dual_stack_pods_reach_each_other_at_once() {
     let host = Host::with_ranges(json!([[{ "subnet": "172.16.1.0/24" }], [{ "subnet": "fd00:1::/64" }]]));
     let (a, b) = (Space::new("pod"), Space::new("pod"));
     let (first, second) = (host.add("a", &a), host.add("b", &b));
-    let v6 = |result: &serde_json::Value| result["ips"][1]["address"].as_str().unwrap().split('/').next().unwrap().to_owned();
+    let v6 = |result: &serde_json::Value| {
+        result["ips"][1]["address"].as_str().unwrap().split('/').next().unwrap().to_owned()
+    };
     let listener = b.listen(&v6(&second));
     assert_eq!(a.connect(&listener).unwrap().to_string(), v6(&first));
     assert_eq!(a.connect(&b.listen(&pod_address(&second))).unwrap().to_string(), pod_address(&first));
@@ -38,7 +41,9 @@ fn dual_stack_pods_reach_each_other_at_once() {
 
 #[test]
 fn a_reused_address_works_at_once() {
-    let host = Host::with_ranges(json!([[{ "subnet": "172.16.1.0/24", "rangeStart": "172.16.1.2", "rangeEnd": "172.16.1.3" }]]));
+    let host = Host::with_ranges(
+        json!([[{ "subnet": "172.16.1.0/24", "rangeStart": "172.16.1.2", "rangeEnd": "172.16.1.3" }]]),
+    );
     let other = Space::new("pod");
     host.add("other", &other);
     for turn in 0..5 {
@@ -46,7 +51,7 @@ fn a_reused_address_works_at_once() {
         let pod = Space::new("pod");
         let result = host.add(&id, &pod);
         let listener = pod.listen(&pod_address(&result));
-        let start = Instant::now();
+        let start = SystemClock.now();
         other.connect(&listener).unwrap();
         host.space.connect(&listener).unwrap();
         // Without the neighbour entry this takes seconds; a busy machine may take some milliseconds.
@@ -64,7 +69,8 @@ fn without_masquerade_the_outside_sees_the_pod() {
     let ip = pod_address(&host.add("a", &pod));
     let mut netlink = outside.netlink();
     let link = netlink.link("up0").unwrap().unwrap().index;
-    let back = netd_kernel::netlink::Route::to("172.16.1.0/24".parse().unwrap()).via("192.168.77.1".parse().unwrap());
+    let back = netd_kernel::netlink::Route::to("172.16.1.0/24".parse().unwrap())
+        .via("192.168.77.1".parse().unwrap());
     netlink.add_route(&back.dev(link)).unwrap();
     assert_eq!(pod.connect(&outside.listen("192.168.77.2")).unwrap().to_string(), ip);
     // And the outside reaches the pod.

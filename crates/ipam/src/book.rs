@@ -162,7 +162,8 @@ impl Book {
         if known >= range.capacity() {
             return None;
         }
-        let unknown = |address: &IpAddr| !self.by_address.contains_key(address) && !self.freed.contains_key(address);
+        let unknown =
+            |address: &IpAddr| !self.by_address.contains_key(address) && !self.freed.contains_key(address);
         range.addresses_after(highest).next().or_else(|| range.addresses_after(None).find(unknown))
     }
 }
@@ -208,18 +209,24 @@ mod tests {
             assert_ne!(take(&mut book, name, &pools, 1000).unwrap()[0], first);
         }
         assert_eq!(take(&mut book, "f", &pools, 1000).unwrap()[0], first);
-        assert!(matches!(take(&mut book, "g", &pools, 1000), Err(Error::Exhausted { leased: 5, cooling: 0, .. })));
+        assert!(matches!(
+            take(&mut book, "g", &pools, 1000),
+            Err(Error::Exhausted { leased: 5, cooling: 0, .. })
+        ));
     }
 
     #[test]
     fn the_least_recently_released_address_is_next_and_only_after_the_cool_down() {
         let pools = pools(&["10.0.0.0/29"]);
         let mut book = Book::default();
-        let all: Vec<_> = "abcde".chars().map(|c| take(&mut book, &c.to_string(), &pools, 0).unwrap()[0]).collect();
+        let all: Vec<_> =
+            "abcde".chars().map(|c| take(&mut book, &c.to_string(), &pools, 0).unwrap()[0]).collect();
         book.free(all[3], Duration::from_secs(100)).unwrap();
         book.free(all[1], Duration::from_secs(110)).unwrap();
         let refused = take(&mut book, "x", &pools, 120).unwrap_err();
-        assert!(matches!(refused, Error::Exhausted { cooling: 2, retry_in: Some(d), .. } if d.as_secs() == 10));
+        assert!(
+            matches!(refused, Error::Exhausted { cooling: 2, retry_in: Some(d), .. } if d.as_secs() == 10)
+        );
         assert_eq!(take(&mut book, "x", &pools, 130).unwrap()[0], all[3]);
         assert!(take(&mut book, "y", &pools, 139).is_err());
         assert_eq!(take(&mut book, "y", &pools, 140).unwrap()[0], all[1]);

@@ -107,13 +107,19 @@ pub struct Opened {
 /// A network's ledger, open and locked: no other process changes it until this is dropped.
 #[derive(Debug)]
 pub struct Ledger {
-    path: PathBuf,
-    network: String,
+    place: Place,
     file: File,
     /// Bytes of whole records, which is where the next one goes.
     length: u64,
     records: usize,
     book: Book,
+}
+
+/// Which ledger, when, and the lock on it.
+#[derive(Debug)]
+struct Place {
+    path: PathBuf,
+    network: String,
     now: Moment,
     cool_down: Duration,
     _lock: FileLock,
@@ -135,31 +141,30 @@ impl Ledger {
         live: impl FnOnce() -> Result<Vec<Lease>, E>,
     ) -> Result<(Self, Opened)> {
         let Options { directory, network, cool_down, now } = options;
-        let path = path_of(directory, network);
         let lock = lock(directory, network)?;
+        let place = Place {
+            path: path_of(directory, network),
+            network: network.to_owned(),
+            now,
+            cool_down,
+            _lock: lock,
+        };
+        let path = &place.path;
         let mut opened = Opened::default();
-        match read_file(&path)?.map(|bytes| format::replay(&bytes, network, Some(&now.boot))) {
-            Some(Ok(replay)) => {
-                let file = open_file(&path)?;
-                let mut ledger = Self::new(path, network, file, now, cool_down, lock);
-                ledger.adopt(replay)?;
-                return Ok((ledger, opened));
+        match read_file(path)?.map(|bytes| format::replay(&bytes, network, &place.now.boot)) {
+            Some(Ok(replay)) => return Ok((Self::adopt(place, replay)?, opened)),
+            Some(Err(Damage::Newer(found))) => {
+                return Err(Error::Newer { path: path.clone(), found, known: format::FORMAT });
             }
-            Some(Err(Damage::Newer(found))) => return Err(Error::Newer { path, found, known: format::FORMAT }),
             Some(Err(Damage::OtherBoot)) => opened.voided = true,
-            Some(Err(Damage::Torn(reason))) => opened.damaged = Some((put_aside(&path)?, reason)),
+            Some(Err(Damage::Torn(reason))) => opened.damaged = Some((put_aside(path)?, reason)),
             None => {}
         }
         let live = live().map_err(|e| Error::Scan { path: path.clone(), cause: e.to_string() })?;
         let mut book = Book::default();
         opened.rebuilt = live.into_iter().filter(|lease| book.take(lease.clone())).count();
-        atomic_write(&path, &format::render(network, &now.boot, &book), MODE)?;
-        let file = open_file(&path)?;
-        let mut ledger = Self::new(path, network, file, now, cool_down, lock);
-        ledger.length = ledger.file.metadata().map_err(|e| ledger.io("measure", e))?.len();
-        ledger.records = book.size();
-        ledger.book = book;
-        Ok((ledger, opened))
+        let (file, length) = write_whole(&place, &book)?;
+        Ok((Self { place, file, length, records: book.size(), book }, opened))
     }
 
     /// Reads the leases of a ledger without locking it.
@@ -179,7 +184,7 @@ impl Ledger {
 
     fn read_at(path: &Path, boot: &str) -> Result<Leases> {
         let network = path.file_stem().unwrap_or_default().to_string_lossy();
-        match read_file(path)?.map(|bytes| format::replay(&bytes, &network, Some(boot))) {
+        match read_file(path)?.map(|bytes| format::replay(&bytes, &network, boot)) {
             None | Some(Err(Damage::OtherBoot)) => Ok(Leases::default()),
             Some(Ok(replay)) => Ok(replay.book.leases().cloned().collect()),
             Some(Err(Damage::Newer(found))) => {
@@ -197,9 +202,9 @@ impl Ledger {
         if let Some(lease) = self.book.lease_of(owner) {
             return Err(Error::Exists { owner: owner.clone(), addresses: lease.addresses.clone() });
         }
-        let addresses = self.book.choose(pools, self.now.uptime, self.cool_down)?;
+        let addresses = self.book.choose(pools, self.place.now.uptime, self.place.cool_down)?;
         let lease = Lease { owner: owner.clone(), pod: pod.cloned(), addresses };
-        self.append(&format::take(&lease, self.now.uptime))?;
+        self.append(&format::take(&lease, self.place.now.uptime))?;
         // `choose` returns addresses that nobody has, so the lease is always entered.
         self.book.take(lease.clone());
         Ok(lease)
@@ -209,8 +214,8 @@ impl Ledger {
     pub fn release(&mut self, owner: &Owner) -> Result<Option<Lease>> {
         let Some(lease) = self.book.lease_of(owner) else { return Ok(None) };
         let addresses = lease.addresses.clone();
-        self.append(&format::free(&addresses, self.now.uptime))?;
-        Ok(addresses.first().and_then(|first| self.book.free(*first, self.now.uptime)))
+        self.append(&format::free(&addresses, self.place.now.uptime))?;
+        Ok(addresses.first().and_then(|first| self.book.free(*first, self.place.now.uptime)))
     }
 
     /// The owner's lease.
@@ -225,43 +230,26 @@ impl Ledger {
 
     /// How full a pool is.
     pub fn occupancy(&self, pool: &Pool) -> Occupancy {
-        self.book.occupancy(pool, self.now.uptime, self.cool_down)
-    }
-
-    fn new(path: PathBuf, network: &str, file: File, now: Moment, cool_down: Duration, lock: FileLock) -> Self {
-        Self {
-            path,
-            network: network.to_owned(),
-            file,
-            length: 0,
-            records: 0,
-            book: Book::default(),
-            now,
-            cool_down,
-            _lock: lock,
-        }
+        self.book.occupancy(pool, self.place.now.uptime, self.place.cool_down)
     }
 
     /// Takes over what was read: cuts a torn tail off and rewrites a file that is mostly history.
-    fn adopt(&mut self, replay: Replay) -> Result<()> {
-        self.length = replay.length as u64;
-        self.records = replay.records;
-        self.book = replay.book;
-        if replay.torn_tail {
-            self.file.set_len(self.length).map_err(|e| self.io("cut the torn end off", e))?;
+    fn adopt(place: Place, replay: Replay) -> Result<Self> {
+        let file = open_file(&place.path)?;
+        let Replay { book, length, records, torn_tail } = replay;
+        let mut ledger = Self { place, file, length: length as u64, records, book };
+        if torn_tail {
+            ledger.file.set_len(ledger.length).map_err(|e| ledger.io("cut the torn end off", e))?;
         }
-        if self.records > SMALL && self.records > 2 * self.book.size() {
-            self.rewrite()?;
+        if ledger.records > SMALL && ledger.records > 2 * ledger.book.size() {
+            ledger.rewrite()?;
         }
-        Ok(())
+        Ok(ledger)
     }
 
     fn rewrite(&mut self) -> Result<()> {
         self.book.forget_old_releases();
-        let bytes = format::render(&self.network, &self.now.boot, &self.book);
-        atomic_write(&self.path, &bytes, MODE)?;
-        self.file = open_file(&self.path)?;
-        self.length = bytes.len() as u64;
+        (self.file, self.length) = write_whole(&self.place, &self.book)?;
         self.records = self.book.size();
         Ok(())
     }
@@ -285,12 +273,19 @@ impl Ledger {
     }
 
     fn commit_offset(&self) -> u64 {
-        format::header(&self.network, &self.now.boot).len() as u64
+        format::header(&self.place.network, &self.place.now.boot).len() as u64
     }
 
     fn io(&self, action: &'static str, cause: io::Error) -> Error {
-        Error::Io { action, path: self.path.clone(), cause }
+        Error::Io { action, path: self.place.path.clone(), cause }
     }
+}
+
+/// Replaces the file by one that says what `book` holds; returns it open, with its length.
+fn write_whole(place: &Place, book: &Book) -> Result<(File, u64)> {
+    let bytes = format::render(&place.network, &place.now.boot, book);
+    atomic_write(&place.path, &bytes, MODE)?;
+    Ok((open_file(&place.path)?, bytes.len() as u64))
 }
 
 fn path_of(directory: &Path, network: &str) -> PathBuf {
@@ -353,5 +348,6 @@ fn put_aside(path: &Path) -> Result<PathBuf> {
 
 /// The addresses of a lease, checked against what may not be in one.
 fn distinct(addresses: &[IpAddr]) -> bool {
-    !addresses.is_empty() && addresses.iter().enumerate().all(|(i, a)| addresses.iter().skip(i + 1).all(|b| a != b))
+    !addresses.is_empty()
+        && addresses.iter().enumerate().all(|(i, a)| addresses.iter().skip(i + 1).all(|b| a != b))
 }

@@ -47,7 +47,8 @@ impl Range {
             let same_family = address.is_ipv4() == subnet.is_ipv4();
             if same_family && number > base && number <= top { Ok(number) } else { Err(bad(reason)) }
         };
-        let first = start.map_or(Ok(base + 1), |a| inside(a, "rangeStart is no host address of the subnet"))?;
+        let first =
+            start.map_or(Ok(base + 1), |a| inside(a, "rangeStart is no host address of the subnet"))?;
         let last = end.map_or(Ok(top), |a| inside(a, "rangeEnd is no host address of the subnet"))?;
         if first > last {
             return Err(bad("rangeStart is behind rangeEnd"));
@@ -139,9 +140,10 @@ impl Pool {
     /// [`Error::BadRange`] names the overlapping range.
     pub fn check_apart_from(&self, other: &Self) -> Result<()> {
         match self.ranges.iter().find(|mine| other.ranges.iter().any(|theirs| mine.overlaps(theirs))) {
-            Some(range) => {
-                Err(Error::BadRange { range: range.to_string(), reason: "overlaps another range of the network" })
-            }
+            Some(range) => Err(Error::BadRange {
+                range: range.to_string(),
+                reason: "overlaps another range of the network",
+            }),
             None => Ok(()),
         }
     }
@@ -226,7 +228,10 @@ mod tests {
         assert!(Range::new(net("fd00::/127"), None, None, None).is_err(), "too small");
         assert!(Range::new(net("10.1.2.0/24"), ip("10.1.3.1"), None, None).is_err(), "start outside");
         assert!(Range::new(net("10.1.2.0/24"), ip("10.1.2.0"), None, None).is_err(), "start is the network");
-        assert!(Range::new(net("10.1.2.0/24"), None, ip("10.1.2.255"), None).is_err(), "end is the broadcast");
+        assert!(
+            Range::new(net("10.1.2.0/24"), None, ip("10.1.2.255"), None).is_err(),
+            "end is the broadcast"
+        );
         assert!(Range::new(net("10.1.2.0/24"), ip("10.1.2.9"), ip("10.1.2.8"), None).is_err(), "turned");
         assert!(Range::new(net("10.1.2.0/24"), None, None, ip("10.9.9.9")).is_err(), "gateway outside");
         assert!(Range::new(net("10.1.2.0/24"), ip("fd00::1"), None, None).is_err(), "other family");

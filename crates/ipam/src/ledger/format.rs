@@ -126,16 +126,17 @@ pub(super) fn render(network: &str, boot: &str, book: &Book) -> Vec<u8> {
     [first, committed(length as u64), body].concat().into_bytes()
 }
 
-/// Reads a file; `boot` is the present boot's id, `None` reads a file of any boot.
-pub(super) fn replay(bytes: &[u8], network: &str, boot: Option<&str>) -> Result<Replay, Damage> {
+/// Reads a file; `boot` is the present boot's id.
+pub(super) fn replay(bytes: &[u8], network: &str, boot: &str) -> Result<Replay, Damage> {
     let torn = |what: &str| Damage::Torn(what.to_owned());
     let (first, rest) = split_line(bytes).ok_or_else(|| torn("no header"))?;
     let header = checked(first).ok_or_else(|| torn("the header's checksum is wrong"))?;
-    let header: Header<'_> = serde_json::from_slice(header).map_err(|e| Damage::Torn(format!("the header: {e}")))?;
+    let header: Header<'_> =
+        serde_json::from_slice(header).map_err(|e| Damage::Torn(format!("the header: {e}")))?;
     if header.format > FORMAT {
         return Err(Damage::Newer(header.format));
     }
-    if boot.is_some_and(|boot| boot != header.boot) {
+    if boot != header.boot {
         return Err(Damage::OtherBoot);
     }
     if header.network != network {

@@ -80,7 +80,10 @@ fn leases_of_an_earlier_boot_are_void() {
     let (mut ledger, opened) = Ledger::open(options, || Ok::<_, Infallible>(vec![])).unwrap();
     assert!(opened.voided);
     assert!(ledger.allocate(&owner("b"), None, &pools).is_ok());
-    assert!(Ledger::read_at(&written(&dir), BOOT).unwrap().is_empty(), "read as if the machine had booted again");
+    assert!(
+        Ledger::read_at(&written(&dir), BOOT).unwrap().is_empty(),
+        "read as if the machine had booted again"
+    );
 }
 
 #[test]
@@ -183,7 +186,11 @@ fn a_long_history_is_rewritten_and_keeps_leases_and_order() {
     }
     assert!(longest < 100_000, "the ledger grew to {longest} bytes");
     for four in last.windows(4) {
-        assert_eq!(four.iter().collect::<HashSet<_>>().len(), 4, "the least recently used address comes next");
+        assert_eq!(
+            four.iter().collect::<HashSet<_>>().len(),
+            4,
+            "the least recently used address comes next"
+        );
     }
     assert!(open(dir.path(), 1_000_000).0.lease_of(&owner("stays")).is_some());
 }
@@ -196,7 +203,11 @@ fn an_allocation_at_65_536_leases_is_quick() {
     let range = pools[0].ranges()[0];
     let leases = range.addresses_after(None).take(65_536).enumerate();
     for (turn, address) in leases {
-        ledger.book.take(Lease { owner: owner(&format!("{turn:064x}")), pod: None, addresses: vec![address] });
+        ledger.book.take(Lease {
+            owner: owner(&format!("{turn:064x}")),
+            pod: None,
+            addresses: vec![address],
+        });
     }
     ledger.rewrite().unwrap();
     drop(ledger);
