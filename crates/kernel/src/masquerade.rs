@@ -134,7 +134,8 @@ impl Rules {
             chosen
         };
         let pods = select(&mut masquerade.pod_cidrs.iter());
-        let keep = select(&mut masquerade.pod_cidrs.iter().chain(&masquerade.keep).chain([&family.multicast()]));
+        let keep =
+            select(&mut masquerade.pod_cidrs.iter().chain(&masquerade.keep).chain([&family.multicast()]));
         let fingerprint = fingerprint(&pods, &keep);
         Self { family, pods, keep, fingerprint }
     }

@@ -60,10 +60,11 @@ const MULTICAST_V4: Ipv4Network = match Ipv4Network::new_checked(Ipv4Addr::new(2
     Some(network) => network,
     None => unreachable!(),
 };
-const MULTICAST_V6: Ipv6Network = match Ipv6Network::new_checked(Ipv6Addr::new(0xff00, 0, 0, 0, 0, 0, 0, 0), 8) {
-    Some(network) => network,
-    None => unreachable!(),
-};
+const MULTICAST_V6: Ipv6Network =
+    match Ipv6Network::new_checked(Ipv6Addr::new(0xff00, 0, 0, 0, 0, 0, 0, 0), 8) {
+        Some(network) => network,
+        None => unreachable!(),
+    };
 
 /// A rule in the making: its expressions and its comment.
 pub(super) struct Rule {
@@ -257,7 +258,13 @@ impl Batch {
     }
 
     fn push(&mut self, kind: u16, flags: u16, family: Family, attributes: Attributes) {
-        self.0.push(message(wire::SUBSYSTEM << 8 | kind, REQUEST | ACK | flags, family.number(), 0, &attributes.0));
+        self.0.push(message(
+            wire::SUBSYSTEM << 8 | kind,
+            REQUEST | ACK | flags,
+            family.number(),
+            0,
+            &attributes.0,
+        ));
     }
 }
 
@@ -295,7 +302,10 @@ impl Conversation {
         let action = "look for the masquerade table";
         let mut attributes = Attributes::default();
         attributes.text(wire::NFTA_TABLE_NAME, table);
-        self.send(&[message(wire::SUBSYSTEM << 8 | wire::GET_TABLE, REQUEST, family.number(), 0, &attributes.0)], action)?;
+        self.send(
+            &[message(wire::SUBSYSTEM << 8 | wire::GET_TABLE, REQUEST, family.number(), 0, &attributes.0)],
+            action,
+        )?;
         let mut flags = None;
         let answer = self.receive(action, |kind, content| {
             if kind == wire::SUBSYSTEM << 8 | wire::NEW_TABLE {
@@ -314,7 +324,10 @@ impl Conversation {
         let action = "list the masquerade rules";
         let mut filter = Attributes::default();
         filter.text(wire::NFTA_RULE_TABLE, table);
-        self.send(&[message(wire::SUBSYSTEM << 8 | wire::GET_RULE, REQUEST | DUMP, family.number(), 0, &filter.0)], action)?;
+        self.send(
+            &[message(wire::SUBSYSTEM << 8 | wire::GET_RULE, REQUEST | DUMP, family.number(), 0, &filter.0)],
+            action,
+        )?;
         let mut found = Vec::new();
         self.receive(action, |kind, content| {
             let of_table = find_attribute(content, wire::NFTA_RULE_TABLE).map(text).as_deref() == Some(table);
@@ -404,9 +417,12 @@ fn failure(content: &[u8], action: &str) -> Result<()> {
     let code = content.get(..4).and_then(|code| code.try_into().ok()).map(i32::from_ne_bytes);
     match code {
         Some(0) => Ok(()),
-        Some(code) => {
-            Err(Error::Netlink { action: action.to_owned(), index: 0, errno: code.saturating_neg(), message: None })
-        }
+        Some(code) => Err(Error::Netlink {
+            action: action.to_owned(),
+            index: 0,
+            errno: code.saturating_neg(),
+            message: None,
+        }),
         None => Err(protocol(action, "an error without a number")),
     }
 }

@@ -108,7 +108,8 @@ fn nft_reads_what_is_meant() {
     let Some(nft) = find_program("nft") else { return };
     let text = Scratch::new().run(|| {
         ensure(&dual()).unwrap();
-        let output = SystemExec.run(&nft, &["list", "ruleset"], &[], std::time::Duration::from_secs(10)).unwrap();
+        let output =
+            SystemExec.run(&nft, &["list", "ruleset"], &[], std::time::Duration::from_secs(10)).unwrap();
         String::from_utf8(output.stdout).unwrap()
     });
     for line in [
