@@ -2,13 +2,13 @@
 //! second node with pods, and a machine outside.
 
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::Path;
 
 use anyhow::{Context as _, Result};
 use ipnetwork::IpNetwork;
 use netd_dataplane::conformance::site::{self, Actor};
 use netd_kernel::netlink::Route;
-use netd_kernel::sysctl;
+use netd_kernel::{process, sysctl};
 use netd_lab::agent::{AgentHandle, Connect, Load, Serve};
 use netd_lab::traffic::Outcome;
 use netd_lab::{Lab, LabSpec, Node, NodeSpec, Place as _, PlainPodSpec, Pod};
@@ -18,6 +18,10 @@ use netd_model::{Family, PoolEndpoint};
 pub const AGENT: &str = "lab-agent";
 /// Ports that every pod but the first serves, each by a server of its own: number, TCP, UDP.
 const SERVED: [(u16, bool, bool); 3] = [(8080, true, false), (9090, true, false), (5353, true, true)];
+/// Names of labs are this, the process number and a tag.
+const PREFIX: &str = "nd-";
+/// Where labs of this binary have their state, and nobody else's do.
+const STATE: &str = "/run/netd-tests";
 /// The machine that is no node.
 const OUTSIDE: &str = "outside";
 
@@ -36,7 +40,7 @@ impl Bed {
     /// # Errors
     /// When this process is not root, or a namespace, link, address, route or server cannot be made.
     pub fn build(tag: &str) -> Result<Self> {
-        let name = format!("nd-{}-{tag}", std::process::id());
+        let name = format!("{PREFIX}{}-{tag}", std::process::id());
         let program = std::env::current_exe().context("find this program")?;
         let machine = |name: &str, address: fn(Family) -> IpAddr, pods: Option<fn(Family) -> IpNetwork>| {
             let with_length = |family| prefix(address(family), site::lan(family).prefix());
@@ -49,7 +53,7 @@ impl Bed {
             prefix(gateway, site::lan(family).prefix())
         });
         let spec = LabSpec {
-            state_dir: PathBuf::from("/run").join(&name),
+            state_dir: Path::new(STATE).join(&name),
             name,
             nodes: vec![
                 machine(site::NODE, site::node, Some(site::node_cidr))?,
@@ -109,6 +113,23 @@ impl Bed {
     fn pod(&self, number: u8) -> Result<&Pod> {
         self.pods.get(usize::from(number)).with_context(|| format!("no pod {number} in the bed"))
     }
+}
+
+/// Removes the labs of earlier runs that were killed.
+///
+/// # Errors
+/// When something of such a lab cannot be removed.
+pub fn remove_leftovers() -> Result<()> {
+    let Ok(entries) = std::fs::read_dir(STATE) else { return Ok(()) };
+    for entry in entries.flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let pid = name.strip_prefix(PREFIX).and_then(|rest| rest.split('-').next()?.parse().ok());
+        if pid.is_some_and(|pid| !process::exists(pid)) {
+            Lab::remove(&name, &entry.path())
+                .with_context(|| format!("remove the lab {name} of an earlier run"))?;
+        }
+    }
+    Ok(())
 }
 
 /// The name by which the server behind an endpoint answers.

@@ -4,14 +4,14 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use netd_dataplane::Dataplane;
 use netd_dataplane::conformance::site::{self, Actor};
-use netd_dataplane::conformance::{Abilities, Row, Ruling, Step, check_trace};
+use netd_dataplane::conformance::{Abilities, Row, Ruling, Scenario, Step, check_trace};
 use netd_lab::Place as _;
 use netd_lab::agent::Connect;
 use netd_lab::traffic::Outcome;
-use netd_model::{Expected, Family, PoolEndpoint, Protocol, Scope, ServicePlan, verdict};
+use netd_model::{Expected, Family, PoolEndpoint, Protocol, ServicePlan, verdict};
 
 use crate::bed::{Bed, server_name};
 
@@ -51,22 +51,40 @@ impl Tally {
     }
 }
 
-/// Applies a step on the bed's node and tries every row; returns what went wrong.
+/// A backend on the node of a bed.
+pub struct Rig<'a> {
+    /// The bed.
+    pub bed: &'a Bed,
+    /// The backend.
+    pub backend: &'a mut dyn Dataplane,
+    /// What it can do.
+    pub abilities: &'a Abilities,
+    /// What was done so far.
+    pub tally: &'a mut Tally,
+}
+
+/// Applies the steps of a scenario one after the other and tries every row; returns what went wrong.
 ///
 /// # Errors
-/// When the apply fails or an agent cannot be run.
-pub fn try_step(
-    bed: &Bed,
-    backend: &mut dyn Dataplane,
-    abilities: &Abilities,
-    step: &Step,
-    tally: &mut Tally,
-) -> Result<Vec<String>> {
-    let plan = step.plan();
+/// When an apply fails or an agent cannot be run.
+pub fn try_scenario(rig: &mut Rig<'_>, scenario: &Scenario) -> Result<Vec<String>> {
+    let mut failures = Vec::new();
+    let mut before = None;
+    for step in &scenario.steps {
+        let found = try_step(rig, before, step).with_context(|| format!("step {:?}", step.name))?;
+        failures.extend(found.into_iter().map(|failure| format!("{}: {failure}", step.name)));
+        before = Some(step);
+    }
+    Ok(failures)
+}
+
+fn try_step(rig: &mut Rig<'_>, before: Option<&Step>, step: &Step) -> Result<Vec<String>> {
+    let Rig { bed, backend, abilities, tally } = rig;
+    let (plan, scope) = step.plan_after(before);
     let node = bed.node()?;
     let (applied, rulings) = node.run(|| -> Result<_> {
-        let applied = backend.apply(&plan, &Scope::Full)?;
-        let trace = |row| check_trace(&*backend, abilities, &plan, &applied, row);
+        let applied = backend.apply(&plan, &scope)?;
+        let trace = |row| check_trace(&**backend, abilities, &plan, &applied, row);
         let rulings: Vec<Result<Ruling, String>> = step.rows.iter().map(trace).collect();
         Ok((applied, rulings))
     })??;
@@ -155,7 +173,12 @@ fn try_balance(
     let mut seen = BTreeSet::new();
     let mut made = 0;
     while made < MOST_CONNECTIONS {
-        let count = if endpoints.len() == 1 { 3 } else { BATCH };
+        // The first one alone, so that a Service that does not answer takes no batch of time-outs to tell.
+        let count = match endpoints.len() {
+            _ if made == 0 => 1,
+            1 => 3,
+            _ => BATCH,
+        };
         let outcomes = bed.connect(answers.row.from, connect(answers.row, count, PATIENCE))?;
         if outcomes.len() != count as usize {
             return Ok(Err(format!("{} outcomes of {count}", outcomes.len())));
@@ -167,6 +190,9 @@ fn try_balance(
                 Ok(endpoint) => seen.insert(endpoint),
                 Err(why) => return Ok(Err(format!("{why} after {made} connections"))),
             };
+        }
+        if made == 1 {
+            continue;
         }
         if answers.row.is_sticky() {
             let is_right = seen.len() == 1;

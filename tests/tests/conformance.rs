@@ -9,7 +9,7 @@ use netd_dataplane::conformance::{Abilities, Scenario, scenarios};
 use netd_lab::Place as _;
 use netd_tests::backend::{Home, Kind};
 use netd_tests::bed::Bed;
-use netd_tests::packets::{Tally, try_step};
+use netd_tests::packets::{self, Rig, Tally};
 
 /// One bed a backend, built by the first test that needs it and shared by its scenarios.
 pub(crate) struct Beds {
@@ -49,12 +49,8 @@ impl Beds {
         }
         let standing = standing.as_mut().context("the bed was just built")?;
         let Standing { bed, backend, abilities, tally } = standing;
-        let mut failures = Vec::new();
-        for step in &scenario.steps {
-            let found = try_step(bed, backend.as_mut(), abilities, step, tally)
-                .with_context(|| format!("step {:?}", step.name))?;
-            failures.extend(found.into_iter().map(|failure| format!("{}: {failure}", step.name)));
-        }
+        let mut rig = Rig { bed, backend: backend.as_mut(), abilities, tally };
+        let failures = packets::try_scenario(&mut rig, scenario)?;
         if failures.is_empty() {
             return Ok(());
         }

@@ -4,6 +4,7 @@
 
 mod cleanup;
 mod conformance;
+mod harness;
 mod restart;
 
 use std::process::ExitCode;
@@ -20,12 +21,20 @@ fn main() -> ExitCode {
         Some(worker::WORKER) => return worker::main(&args.collect::<Vec<_>>()),
         Some(_) | None => {}
     }
+    let arguments = Arguments::from_args();
+    if !arguments.list
+        && netd_kernel::process::is_root()
+        && let Err(error) = bed::remove_leftovers()
+    {
+        eprintln!("{error:#}");
+    }
     let kinds = Kind::of_this_host();
     let beds = Arc::new(conformance::Beds::new(&kinds));
     let mut trials = conformance::trials(&beds);
     trials.extend(cleanup::trials(&kinds));
     trials.extend(restart::trials(&kinds));
-    let conclusion = libtest_mimic::run(&Arguments::from_args(), trials);
+    trials.extend(harness::trials());
+    let conclusion = libtest_mimic::run(&arguments, trials);
     beds.close();
     conclusion.exit_code()
 }

@@ -18,11 +18,11 @@ use std::fmt;
 use std::net::IpAddr;
 
 use netd_model::{
-    Dirty, Expected, Family, Flow, FrontendKey, Masquerade, NodeView, Origin, PoolEndpoint, Protocol, Scope,
-    ServicePlan, Snapshot, plan, verdict,
+    Dirty, Expected, Family, Flow, FrontendKey, Masquerade, NodeView, ObjectName, Origin, PoolEndpoint,
+    Protocol, Scope, ServicePlan, Snapshot, plan, verdict,
 };
 
-use crate::{Applied, ApplyError, Dataplane, Outcome};
+use crate::{Applied, ApplyError, Dataplane, Delta, Outcome};
 
 pub use netd_model::build;
 pub use scenarios::scenarios;
@@ -195,9 +195,29 @@ pub struct Step {
 }
 
 impl Step {
-    /// The plan of this step.
+    /// The plan of this step, in full.
     pub fn plan(&self) -> ServicePlan {
-        plan(&self.snapshot, &self.node, &Dirty::All).0
+        self.plan_after(None).0
+    }
+
+    /// The plan of this step, and its scope when the step `before` is what was applied last.
+    pub fn plan_after(&self, before: Option<&Self>) -> (ServicePlan, Scope) {
+        let dirty = match before {
+            Some(before) if before.node == self.node && before.snapshot.nodes == self.snapshot.nodes => {
+                Dirty::Services(self.changed_since(before)).with_losers_of(&before.plan())
+            }
+            Some(_) | None => Dirty::All,
+        };
+        plan(&self.snapshot, &self.node, &dirty)
+    }
+
+    /// Services that are not the same in both steps, or whose slices are not.
+    fn changed_since(&self, before: &Self) -> BTreeSet<ObjectName> {
+        let (old, new) = (&before.snapshot, &self.snapshot);
+        let services = Delta::between(&old.services, &new.services);
+        let slices = Delta::between(&old.slices, &new.slices);
+        let of_services = services.set.into_keys().chain(services.remove);
+        of_services.chain(slices.set.into_keys()).chain(slices.remove).collect()
     }
 }
 
@@ -323,7 +343,8 @@ pub struct Report {
     pub failures: Vec<String>,
 }
 
-/// Applies every step of `scenarios` to `backend` and traces every row.
+/// Applies every step of `scenarios` to `backend`, each with the scope of what it changes, and traces every
+/// row.
 ///
 /// # Errors
 /// The first apply that fails.
@@ -335,9 +356,11 @@ pub fn run_traces(
     let mut report = Report::default();
     backend.resync()?;
     for scenario in scenarios {
+        let mut before = None;
         for step in &scenario.steps {
-            let plan = step.plan();
-            let applied = backend.apply(&plan, &Scope::Full)?;
+            let (plan, scope) = step.plan_after(before);
+            let applied = backend.apply(&plan, &scope)?;
+            before = Some(step);
             for row in &step.rows {
                 match check_trace(backend, abilities, &plan, &applied, row) {
                     Ok(Ruling::Check) => report.checked += 1,

@@ -85,9 +85,10 @@ prop_compose! {
         local in any::<bool>(),
         created in prop::option::of(0i64..2),
     ) -> ServiceBuilder {
-        // Cluster addresses and node ports are a Service's own, as in an API server.
-        let address = format!("10.96.{index}.{last}");
-        let mut made = service(&format!("s{index}")).cluster_ip(&address).tcp(port).node_port(30000 + u16::from(index));
+        // Everything may collide, cluster addresses and node ports included: manifests allow what an API server
+        // does not.
+        let address = format!("10.96.0.{last}");
+        let mut made = service(&format!("s{index}")).cluster_ip(&address).tcp(port).node_port(30000 + port);
         if let Some(last) = external { made = made.external_ip(&format!("203.0.113.{last}")); }
         if let Some(last) = vip { made = made.vip(&format!("203.0.113.{last}")); }
         if local { made = made.external_local(); }
@@ -127,13 +128,15 @@ proptest! {
         let node = NodeView { allowed_external_ips: vec![net("203.0.113.0/24")], ..node_view("here") };
         let mut fake = Fake::new();
         let mut cluster = snapshot().build();
-        fake.apply(&plan(&cluster, &node, &Dirty::All).0, &Scope::Full).unwrap();
+        let mut before = plan(&cluster, &node, &Dirty::All).0;
+        fake.apply(&before, &Scope::Full).unwrap();
         for batch in changes.chunks(2) {
             let names: BTreeSet<ObjectName> =
                 batch.iter().map(|one| change(&mut cluster, one.clone())).collect();
-            let (wanted, scope) = plan(&cluster, &node, &Dirty::Services(names));
+            let (wanted, scope) = plan(&cluster, &node, &Dirty::Services(names).with_losers_of(&before));
             fake.apply(&wanted, &scope).unwrap();
             prop_assert_eq!(&fake.installed().v4, &wanted.v4);
+            before = wanted;
         }
     }
 }

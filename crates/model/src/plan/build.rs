@@ -1,5 +1,7 @@
 //! From a snapshot to a plan: what each Service means on this node (kube-proxy's contract, Kubernetes 1.36).
 
+mod decision;
+
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -7,14 +9,19 @@ use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
 
-use crate::endpoints::{self, EndpointSets, Policies, Selector};
-use crate::object::{Family, Service, ServicePort, ServiceType, TrafficPolicy};
+use crate::endpoints::{self, Policies, Selector};
+use crate::object::{Family, ObjectName, Service, ServicePort, ServiceType};
 use crate::plan::{
-    Affinity, Dirty, FamilyPlan, Frontend, FrontendAddress, FrontendKey, FrontendKind, LocalPods, Masquerade,
-    NodePortAddresses, NodeView, Notice, Pool, PoolEndpoint, PoolId, PoolScope, Scope, ServicePlan,
-    ServicePortName, Verdict, VerdictBySource,
+    Dirty, FamilyPlan, Frontend, FrontendAddress, FrontendKey, FrontendKind, LocalPods, NodePortAddresses,
+    NodeView, Notice, Pool, PoolEndpoint, PoolId, PoolScope, Scope, ServicePlan, ServicePortName, Verdict,
+    VerdictBySource,
 };
 use crate::snapshot::Snapshot;
+
+use decision::Decision;
+
+/// The notice of a Service that another one kept from a destination.
+const FRONTEND_CONFLICT: &str = "FrontendConflict";
 
 /// Decides what this node programs for the Services of `snapshot`.
 ///
@@ -24,24 +31,44 @@ use crate::snapshot::Snapshot;
 /// Where two Services claim one destination, a cluster address beats any other kind (it is the API server's
 /// to give, an external address is anybody's to write), then the older Service wins, then the lower name;
 /// the loser gets a notice. Because a Service may inherit an address that another one gave up, the scope
-/// also has every Service with external or load balancer addresses. Cluster addresses and node ports are
-/// unique in an API server; a source that does not guarantee it passes [`Dirty::All`].
+/// also has every Service with external or load balancer addresses, and those that lose one now. Cluster
+/// addresses and node ports are unique in an API server; for a source that does not guarantee it the caller
+/// passes `dirty` through [`Dirty::with_losers_of`].
 pub fn plan(snapshot: &Snapshot, node: &NodeView, dirty: &Dirty) -> (ServicePlan, Scope) {
     let mut planner = Planner::new(snapshot, node);
     let services = services_by_age(snapshot);
     for service in &services {
         planner.add_service(service);
     }
+    let plan = planner.finish();
     let scope = match dirty {
         Dirty::All => Scope::Full,
         Dirty::Services(names) => {
             let movable = services.iter().filter(|service| has_movable_addresses(service));
-            Scope::Services(
-                names.iter().cloned().chain(movable.map(|service| service.name.clone())).collect(),
-            )
+            let movable = movable.map(|service| &service.name);
+            Scope::Services(names.iter().chain(movable).chain(losers(&plan)).cloned().collect())
         }
     };
-    (planner.finish(), scope)
+    (plan, scope)
+}
+
+impl Dirty {
+    /// Adds the Services that went without a destination in the plan before, as they may have it now.
+    #[must_use]
+    pub fn with_losers_of(self, before: &ServicePlan) -> Self {
+        match self {
+            Self::All => Self::All,
+            Self::Services(mut names) => {
+                names.extend(losers(before).cloned());
+                Self::Services(names)
+            }
+        }
+    }
+}
+
+/// Services that another one kept from a destination.
+fn losers(plan: &ServicePlan) -> impl Iterator<Item = &ObjectName> {
+    plan.notices.iter().filter(|notice| notice.reason == FRONTEND_CONFLICT).map(|notice| &notice.service)
 }
 
 /// Services that dataplanes program: the oldest first, those of unknown age last, ties by name.
@@ -333,72 +360,6 @@ struct ExternalAddress {
     allowed_sources: Option<Vec<IpNetwork>>,
 }
 
-/// What decides the verdicts of one Service port.
-struct Decision<'a> {
-    id: ServicePortName,
-    service: &'a Service,
-    sets: &'a EndpointSets,
-    detects_pods: bool,
-    masquerade_all: bool,
-}
-
-impl Decision<'_> {
-    /// Verdicts for a cluster address: `internalTrafficPolicy` chooses the pool; what does not come from a
-    /// local pod is masqueraded where pods can be told, so that replies come back through this node.
-    fn internal(&self) -> VerdictBySource {
-        let scope = match self.service.internal_traffic_policy {
-            TrafficPolicy::Cluster => PoolScope::Cluster,
-            TrafficPolicy::Local => PoolScope::Local,
-        };
-        let pod = if self.masquerade_all { Masquerade::Always } else { Masquerade::Hairpin };
-        let rest = if self.detects_pods { Masquerade::Always } else { pod };
-        VerdictBySource {
-            pod: self.balance(scope, pod),
-            host: self.balance(scope, rest),
-            other: self.balance(scope, rest),
-        }
-    }
-
-    /// Verdicts for node ports, load balancer and external addresses by `externalTrafficPolicy`.
-    ///
-    /// With `Local`, pods and the node itself get what they would get by way of the load balancer: any
-    /// endpoint. All others keep their source and stay on this node.
-    fn external(&self) -> VerdictBySource {
-        match self.service.external_traffic_policy {
-            TrafficPolicy::Cluster => {
-                VerdictBySource::same(self.balance(PoolScope::Cluster, Masquerade::Always))
-            }
-            TrafficPolicy::Local => {
-                let other = self.balance(PoolScope::Local, Masquerade::Hairpin);
-                let pod = if self.detects_pods {
-                    self.balance(PoolScope::Cluster, Masquerade::Hairpin)
-                } else {
-                    other.clone()
-                };
-                VerdictBySource { pod, host: self.balance(PoolScope::Cluster, Masquerade::Always), other }
-            }
-        }
-    }
-
-    fn balance(&self, scope: PoolScope, masquerade: Masquerade) -> Verdict {
-        let endpoints = match scope {
-            PoolScope::Cluster => &self.sets.cluster,
-            PoolScope::Local => &self.sets.local,
-        };
-        if !self.sets.any {
-            return Verdict::Reject;
-        }
-        if endpoints.is_empty() {
-            return Verdict::Drop;
-        }
-        Verdict::Balance {
-            pool: PoolId { port: self.id.clone(), scope },
-            masquerade,
-            affinity: self.service.session_affinity.map(|timeout| Affinity { timeout }),
-        }
-    }
-}
-
 fn port_name(service: &Service, port: &ServicePort) -> ServicePortName {
     ServicePortName { service: service.name.clone(), port: Arc::clone(&port.name), protocol: port.protocol }
 }
@@ -417,7 +378,7 @@ fn conflict(key: &FrontendKey, loser: &Frontend, winner: &Frontend) -> Notice {
          change one of them",
         loser.port, winner.port
     );
-    Notice { service: loser.port.service.clone(), reason: "FrontendConflict".to_owned(), message }
+    Notice { service: loser.port.service.clone(), reason: FRONTEND_CONFLICT.to_owned(), message }
 }
 
 /// Prefixes of one family without host bits, ascending, each once.

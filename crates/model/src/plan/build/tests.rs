@@ -7,6 +7,7 @@ use crate::build::{
     ServiceBuilder, endpoint, ip, key, name, net, node_port_key, node_view, service, slice, snapshot,
 };
 use crate::object::{EndpointSlice, Protocol};
+use crate::plan::Masquerade;
 
 const HERE: &str = "here";
 const VIP: &str = "192.0.2.10";
@@ -444,6 +445,19 @@ fn the_scope_has_what_is_dirty_and_what_may_inherit_an_address() {
     assert_eq!(plan(&snapshot, &node, &Dirty::All).1, Scope::Full);
     let dirty = Dirty::Services([name("gone")].into());
     assert_eq!(plan(&snapshot, &node, &dirty).1, Scope::Services([name("gone"), name("lb")].into()));
+}
+
+#[test]
+fn who_loses_a_destination_is_in_scope_now_and_next_time() {
+    let older = service("older").cluster_ip("10.96.0.1").tcp(80).node_port(30080).created(1);
+    let younger = service("younger").cluster_ip("10.96.0.2").tcp(80).node_port(30080).created(2);
+    let node = node_view(HERE);
+    let dirty = Dirty::Services([name("older")].into());
+    let (before, scope) = plan(&snapshot().service(older).service(younger).build(), &node, &dirty);
+    assert_eq!(scope, Scope::Services([name("older"), name("younger")].into()));
+    let Dirty::Services(next) = dirty.with_losers_of(&before) else { panic!("was not all") };
+    assert_eq!(next, [name("older"), name("younger")].into());
+    assert_eq!(Dirty::All.with_losers_of(&before), Dirty::All);
 }
 
 // === laws over many snapshots ===
