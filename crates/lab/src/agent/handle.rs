@@ -1,6 +1,7 @@
 //! The starter's side of an agent.
 
 use std::io::{BufRead, BufReader, Write};
+use std::path::PathBuf;
 use std::process::{ChildStdin, ChildStdout};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::Duration;
@@ -25,6 +26,8 @@ pub struct AgentHandle {
     stdin: Option<ChildStdin>,
     reports: Receiver<Report>,
     place: String,
+    /// Where it complains, among others of its node.
+    log: PathBuf,
     /// The most that an agent takes to end, as its probes in flight have to.
     grace: Duration,
     detached: bool,
@@ -56,7 +59,15 @@ impl AgentHandle {
             AgentCommand::Connect(connect) => (START + connect.limit(), false),
             AgentCommand::Lookup(question) => (START + question.timeout * 2, false),
         };
-        let mut handle = Self { child, stdin, reports, place: place.clone(), grace, detached: false };
+        let mut handle = Self {
+            child,
+            stdin,
+            reports,
+            place: place.clone(),
+            log: seat.log.clone(),
+            grace,
+            detached: false,
+        };
         if says_ready {
             handle.expect(START, |report| matches!(report, Report::Ready).then_some(()))?;
         }
@@ -107,7 +118,7 @@ impl AgentHandle {
         }
         match self.child.wait()? {
             0 => Ok(all),
-            status => Err(self.failure(format!("ended with status {status}"))),
+            status => Err(self.end_failure(status)),
         }
     }
 
@@ -127,10 +138,17 @@ impl AgentHandle {
                 }
                 Err(RecvTimeoutError::Disconnected) => {
                     let status = self.child.wait()?;
-                    return Err(self.failure(format!("ended with status {status}")));
+                    return Err(self.end_failure(status));
                 }
             }
         }
+    }
+
+    /// An end that it said nothing about on standard output: the log's last line may tell.
+    fn end_failure(&self, status: i32) -> Error {
+        let log = std::fs::read_to_string(&self.log).unwrap_or_default();
+        let last = log.lines().last().map(|line| format!(": {line}")).unwrap_or_default();
+        self.failure(format!("ended with status {status}{last}"))
     }
 
     fn failure(&self, detail: String) -> Error {

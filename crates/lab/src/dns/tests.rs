@@ -16,10 +16,7 @@ fn answer(id: u16) -> (Vec<u8>, Vec<u8>) {
 
 #[test]
 fn an_answer_with_compressed_names_is_read() {
-    let (request, mut bytes) = answer(7);
-    // The SRV data is 8 + 5 bytes and its pointer 2: fix the length to what was written.
-    let at = request.len() + 10;
-    bytes[at + 1] = 13;
+    let (request, bytes) = answer(7);
     let read = Message(&bytes).read(7, &request).unwrap();
     assert_eq!((read.rcode.as_str(), read.authoritative, read.truncated), ("NOERROR", true, false));
     assert_eq!(read.answers[0].data, "0 100 8080 pod1.web.default.svc.");
@@ -59,4 +56,43 @@ fn names_that_cannot_be_asked_for_are_refused() {
     assert_eq!(write_request(1, ".", 1).unwrap().len(), 12 + 5);
     assert!(kind_number("nonsense").is_err());
     assert_eq!(kind_number("aaaa").unwrap(), 28);
+}
+
+/// Makes a request its own negative answer.
+fn negative(mut request: Vec<u8>) -> Vec<u8> {
+    request[2] |= 0x84;
+    request[3] = 3;
+    request
+}
+
+#[test]
+fn a_server_is_asked_over_udp_and_tcp() {
+    let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let address = udp.local_addr().unwrap();
+    let tcp = std::net::TcpListener::bind(address).unwrap();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut buffer = [0; 512];
+            let (length, client) = udp.recv_from(&mut buffer).unwrap();
+            let answer = negative(buffer[..length].to_vec());
+            // What is not for this question is passed over.
+            udp.send_to(&[0; 12], client).unwrap();
+            udp.send_to(&answer, client).unwrap();
+        });
+        scope.spawn(|| {
+            let (mut stream, _) = tcp.accept().unwrap();
+            let mut length = [0; 2];
+            stream.read_exact(&mut length).unwrap();
+            let mut request = vec![0; usize::from(u16::from_be_bytes(length))];
+            stream.read_exact(&mut request).unwrap();
+            stream.write_all(&[&length[..], &negative(request)].concat()).unwrap();
+        });
+        for tcp in [false, true] {
+            let timeout = Duration::from_secs(10);
+            let question = Lookup { tcp, timeout, ..Lookup::new(address, "nobody.default.svc", "A") };
+            let answer = lookup(&question).unwrap();
+            assert_eq!((answer.rcode.as_str(), answer.authoritative), ("NXDOMAIN", true));
+            assert!(answer.addresses().is_empty());
+        }
+    });
 }

@@ -368,5 +368,9 @@ fn an_agent_tells_why_it_failed() -> Checked {
     let second = node.serve(Serve::both("second", 8080));
     let error = second.err().ok_or("two servers on one port")?.to_string();
     check(error.contains("in use"), error)?;
-    check(process::is_root(), "not root")
+    let (name, state_dir) = fresh(next_number());
+    let wrong = LabSpec { agent: vec!["/bin/ls".into()], ..spec(name, state_dir)? };
+    let lab = Lab::create(&wrong)?;
+    let error = lab.node("w1")?.serve(Serve::both("ls", 8080)).err().ok_or("ls served")?.to_string();
+    check(error.contains("status 2") && error.contains("cannot access"), error)
 }
