@@ -136,7 +136,7 @@ impl Forwarder {
 
     /// Forwards a request and returns the upstream's reply, whose id is the request's.
     ///
-    /// Takes at most [`BUDGET`] in all.
+    /// Takes at most 4.4 s in all.
     ///
     /// # Errors
     /// [`ForwardError`].

@@ -1,7 +1,7 @@
 //! Cluster DNS on the node: names of Services out of the snapshot, everything else from an upstream.
 //!
 //! - [`zone`]: what a name means, over one immutable snapshot. Pure.
-//! - [`answer`]: one request packet into one reply packet. Pure, and safe on any bytes.
+//! - [`mod@answer`]: one request packet into one reply packet. Pure, and safe on any bytes.
 //! - [`forward`]: names of other zones, from upstream servers.
 //! - [`server`]: UDP and TCP sockets around the two.
 //! - [`metrics`]: counters, without a metrics library.

@@ -4,7 +4,7 @@ mod lookup;
 mod records;
 mod reverse;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -243,8 +243,11 @@ fn service_addresses(snapshot: &Snapshot, service: &Service) -> Vec<IpAddr> {
     if !service.headless {
         return service.cluster_ips.clone();
     }
-    let unique: BTreeSet<IpAddr> = ready_endpoints(snapshot, &service.name).map(|(_, e)| e.address).collect();
-    unique.into_iter().collect()
+    let endpoints = ready_endpoints(snapshot, &service.name);
+    let mut addresses: Vec<IpAddr> = endpoints.map(|(_, endpoint)| endpoint.address).collect();
+    addresses.sort_unstable();
+    addresses.dedup();
+    addresses
 }
 
 #[cfg(test)]
