@@ -52,7 +52,7 @@ pub fn probe(config: &Config) -> Result<Support, Unsupported> {
     })?;
     let smallest = Sizes { services: 1, slots: 1, members: 1, remembered: 64 };
     Programs::load_unpinned(&smallest).map_err(|error| {
-        Unsupported::new(format!("the kernel does not take the programs (Linux 5.18 is needed): {error}"))
+        Unsupported::new(format!("the kernel does not take the programs (Linux 6.1 is needed): {error}"))
     })?;
     Ok(Support { cgroup_root, pin_dir })
 }

@@ -72,6 +72,7 @@ impl Drop for RemovedDir {
 }
 
 fn enter(test: &str) -> Site {
+    Victim::end_with_the_test();
     let (cgroup, directory) = (path(CGROUP), path(DIRECTORY));
     fs::write(cgroup.join("cgroup.procs"), std::process::id().to_string()).unwrap();
     unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).unwrap();

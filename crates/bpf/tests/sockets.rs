@@ -32,6 +32,12 @@ fn apply(dataplane: &mut EbpfDataplane, plan: &ServicePlan) -> netd_dataplane::A
     dataplane.apply(plan, &Scope::Full).unwrap()
 }
 
+/// True when `VIP4` is left to the network of this namespace, which has no way there. The kernel detaches a
+/// link a moment after its last pin is gone.
+fn is_not_served() -> bool {
+    ask_tcp(at(VIP4)).is_err_and(|error| error.kind() == ErrorKind::NetworkUnreachable)
+}
+
 /// The ports that answer 40 connections, and every address that `getpeername` gave.
 fn reached(vip: &str) -> (BTreeSet<u16>, BTreeSet<SocketAddr>) {
     (0..40).map(|_| ask_tcp(at(vip)).unwrap()).unzip()
@@ -404,7 +410,7 @@ fn links_that_somebody_removed_come_back_with_the_next_apply() {
         let mut dataplane = EbpfDataplane::new(site.config.clone());
         apply(&mut dataplane, &plan);
         fs::remove_file(site.config.pin_dir.clone().unwrap().join("links/connect4")).unwrap();
-        assert_eq!(ask_tcp(at(VIP4)).unwrap_err().kind(), ErrorKind::NetworkUnreachable);
+        assert!(site::eventually(is_not_served));
         apply(&mut dataplane, &plan);
         assert_eq!(ask_tcp(at(VIP4)).unwrap().0, server.port());
         dataplane.cleanup().unwrap();
@@ -443,6 +449,38 @@ fn only_map_dir(config: &Config) -> PathBuf {
         .collect();
     assert_eq!(dirs.len(), 1, "{dirs:?}");
     dirs.remove(0)
+}
+
+#[test]
+fn the_programs_follow_the_configured_cgroup() {
+    isolated("the_programs_follow_the_configured_cgroup", |site| {
+        let server = Server::tcp("127.0.0.1");
+        let plan = Plan::new(1).service(VIP4, Protocol::Tcp, &[server.address]).0;
+        let own = site.config.cgroup_root.clone().unwrap();
+        let empty = own.join("empty");
+        let elsewhere = Config { cgroup_root: Some(empty.clone()), ..site.config.clone() };
+        let apply_once = |config: &Config| apply(&mut EbpfDataplane::new(config.clone()), &plan);
+
+        fs::create_dir(&empty).unwrap();
+        apply_once(&elsewhere);
+        assert!(is_not_served(), "this process is not in there");
+        apply_once(&site.config);
+        assert_eq!(ask_tcp(at(VIP4)).unwrap().0, server.port());
+        apply_once(&elsewhere);
+        assert!(site::eventually(is_not_served), "the links have moved");
+
+        // A cgroup that is made anew has the same name, and none of the programs.
+        let mut dataplane = EbpfDataplane::new(elsewhere.clone());
+        apply(&mut dataplane, &plan);
+        fs::remove_dir(&empty).unwrap();
+        fs::create_dir(&empty).unwrap();
+        apply(&mut dataplane, &plan);
+        fs::write(empty.join("cgroup.procs"), std::process::id().to_string()).unwrap();
+        assert_eq!(ask_tcp(at(VIP4)).unwrap().0, server.port());
+        dataplane.cleanup().unwrap();
+        fs::write(own.join("cgroup.procs"), std::process::id().to_string()).unwrap();
+        fs::remove_dir(&empty).unwrap();
+    });
 }
 
 #[test]

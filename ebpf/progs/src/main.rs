@@ -6,7 +6,7 @@
 //! - `select`: from a destination to an endpoint
 //! - `hooks`: what each hook does with it
 //!
-//! Attached to a cgroup by `bpf_link`. Kernel 5.18 or newer (`bpf_set_retval` in these hooks).
+//! Attached to a cgroup by `bpf_link`. Kernel 6.1 or newer (`bpf_set_retval` in these hooks).
 
 #![no_std]
 #![no_main]
