@@ -327,7 +327,7 @@ async fn follow(
             chunk(stream, &event_of("ADDED", &object)).await?;
         }
         if faults.streaming == Streaming::Yes {
-            let object = json!({"metadata": {"resourceVersion": version.to_string(),
+            let object = json!({"kind": "Any", "apiVersion": "v1", "metadata": {"resourceVersion": version.to_string(),
                 "annotations": {"k8s.io/initial-events-end": "true"}}});
             chunk(stream, &event_of("BOOKMARK", &object)).await?;
         }

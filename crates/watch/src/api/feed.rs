@@ -195,7 +195,8 @@ impl Feed {
             return Step::End(Ended::Renew);
         }
         if unparsed(error) {
-            // The watcher would go on after the event that it lost.
+            // The watcher would go on after the event that it lost. A plain list does not depend on bookmarks.
+            progress.streaming = false;
             return Step::Relist;
         }
         let gone = code == 404 && kind == Kind::Slice;

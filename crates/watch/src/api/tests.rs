@@ -148,6 +148,7 @@ async fn objects_are_listed_and_followed() {
     client.until("a deleted namespace", |s| !s.namespaces.contains("empty")).await;
     let streamed = server.requests().iter().filter(|r| r.contains("sendInitialEvents=true")).count();
     assert_eq!(streamed, 4, "{:#?}", server.requests());
+    assert!(server.requests().iter().all(|r| !r.contains("limit=")), "no plain list beside");
     let status = client.subscriber.status();
     assert!(status.connected && status.synced && status.kinds.iter().all(|kind| kind.connected));
     assert_eq!(status.kinds.iter().map(|kind| kind.objects).collect::<Vec<_>>(), [1, 1, 1, 1]);
@@ -234,8 +235,8 @@ async fn the_first_change_after_an_outage_is_seen_within_a_second() {
     server.up().await;
     client.until("the change", |s| s.services.len() == 2).await;
     assert!(back.elapsed() < Duration::from_millis(1500), "{:?}", back.elapsed());
-    client.until("fresh again", |s| !s.stale).await;
-    assert!(client.subscriber.status().connected);
+    client.status_until("contact", |s| s.connected).await;
+    eventually("fresh again", || client.subscriber.latest().filter(|s| !s.stale)).await;
     let relists =
         server.requests().iter().filter(|r| r.contains("services") && r.contains("Initial")).count();
     assert_eq!(relists, 1, "a watch that the server still knows is resumed");
@@ -356,7 +357,7 @@ fn kubeconfig(path: &Path, url: &str, token: &str) {
 
 #[tokio::test]
 async fn refused_credentials_are_read_again() {
-    let server = filled().await;
+    let mut server = filled().await;
     server.faults(|f| f.token = Some("one".to_owned()));
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("kubeconfig");
@@ -366,15 +367,14 @@ async fn refused_credentials_are_read_again() {
     let config = ApiConfig { kubeconfig: Some(path.clone()), ..ApiConfig::default() };
     tokio::spawn(run(Source::Api(config), Options::default(), publisher, stopped));
     until(&mut subscriber, "the first snapshot", |_| true).await;
-    server.faults(|f| {
-        f.token = Some("two".to_owned());
-        // Ends the watches that run with the old token.
-        f.short_watches = true;
-    });
+    // The running watches end, and what they resume with is no longer good.
+    server.down().await;
+    server.faults(|f| f.token = Some("two".to_owned()));
     server.put("services", service("db", "10.96.0.11"));
+    server.up().await;
+    eventually("a refusal", || subscriber.status().last_error.filter(|error| error.contains("Unauthorized")))
+        .await;
     kubeconfig(&path, &server.url(), "two");
-    server.compact();
-    server.faults(|f| f.short_watches = false);
     until(&mut subscriber, "the change", |s| s.services.len() == 2).await;
 }
 
