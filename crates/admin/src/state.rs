@@ -141,8 +141,10 @@ pub struct DataplaneState {
     pub last_apply_ms: Option<f64>,
     /// Why the last change could not be applied; absent after a success.
     pub last_error: Option<String>,
-    /// What the dataplane cannot do and therefore did not program.
+    /// What no dataplane of the node can do: it is not programmed.
     pub refused: Vec<Refusal>,
+    /// What this dataplane leaves to the one beside it.
+    pub delegated: Vec<Refusal>,
     /// The dataplane that does the rest beside this one.
     pub companion: Option<String>,
 }

@@ -25,6 +25,14 @@ pub fn status(state: &StateDoc, style: Style) -> String {
         if let Some(error) = &dataplane.last_error {
             line(&mut text, ("", Paint::Bad), &format!("last error: {error}"), style);
         }
+        if let (Some(companion), Some(first)) = (&dataplane.companion, dataplane.delegated.first()) {
+            let more = match dataplane.delegated.len() {
+                1 => String::new(),
+                n => format!(" and {} more", n - 1),
+            };
+            let beside = format!("{companion} serves {} ({}){more}", first.subject, first.reason);
+            line(&mut text, ("", Paint::Plain), &beside, style);
+        }
         for refusal in &dataplane.refused {
             let reason = format!("not programmed: {}: {}", refusal.subject, refusal.reason);
             line(&mut text, ("", Paint::Warn), &reason, style);

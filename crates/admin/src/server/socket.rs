@@ -1,8 +1,8 @@
 //! The socket file: made safely, never taken from a live process, removed at the end.
 
-use std::fs::{self, DirBuilder, Permissions};
+use std::fs::{self, DirBuilder, File, OpenOptions, Permissions, TryLockError};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
@@ -14,6 +14,7 @@ pub(super) struct Socket {
     path: PathBuf,
     inode: (u64, u64),
     uid: u32,
+    _lock: Lock,
 }
 
 impl Socket {
@@ -46,6 +47,7 @@ pub(super) fn bind(path: &Path) -> Result<(UnixListener, Socket), Error> {
         let mut builder = DirBuilder::new();
         builder.recursive(true).mode(0o700).create(directory).map_err(at("create directory", directory))?;
     }
+    let lock = Lock::take(path)?;
     refuse_live(path)?;
     let mut name = path.as_os_str().to_owned();
     name.push(format!(".{}", std::process::id()));
@@ -62,9 +64,63 @@ pub(super) fn bind(path: &Path) -> Result<(UnixListener, Socket), Error> {
         let _removed = fs::remove_file(&beside);
     }
     let metadata = placed.map_err(at("place socket", path))?;
-    let socket =
-        Socket { path: path.to_owned(), inode: (metadata.dev(), metadata.ino()), uid: metadata.uid() };
+    let socket = Socket {
+        path: path.to_owned(),
+        inode: (metadata.dev(), metadata.ino()),
+        uid: metadata.uid(),
+        _lock: lock,
+    };
     Ok((listener, socket))
+}
+
+/// The lock beside the socket: of two daemons that start at once, one gets it. The kernel frees it with the
+/// process, so nothing is left to clean after a kill.
+#[derive(Debug)]
+struct Lock {
+    path: PathBuf,
+    _file: File,
+}
+
+impl Lock {
+    fn take(socket: &Path) -> Result<Self, Error> {
+        let mut name = socket.as_os_str().to_owned();
+        name.push(".lock");
+        let path = PathBuf::from(name);
+        loop {
+            let mut options = OpenOptions::new();
+            options.write(true).create(true).truncate(false).mode(0o600);
+            let opened =
+                options.open(&path).and_then(|file| file.metadata().map(|metadata| (file, metadata)));
+            let failed = |source| Error::Socket { action: "lock", path: path.clone(), source };
+            let (file, opened) = opened.map_err(failed)?;
+            match file.try_lock() {
+                Ok(()) => {}
+                Err(TryLockError::WouldBlock) => {
+                    return Err(Error::Running { path: socket.to_owned(), pid: running_pid(socket) });
+                }
+                Err(TryLockError::Error(source)) => return Err(failed(source)),
+            }
+            // The one before may have removed the file between the opening and the lock.
+            let current = fs::symlink_metadata(&path).map(|m| (m.dev(), m.ino()));
+            if current.is_ok_and(|current| current == (opened.dev(), opened.ino())) {
+                return Ok(Self { path, _file: file });
+            }
+        }
+    }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        if let Err(failure) = fs::remove_file(&self.path) {
+            tracing::debug!(%failure, path = %self.path.display(), "lock not removed");
+        }
+    }
+}
+
+/// The process that listens on a socket, if one does.
+fn running_pid(socket: &Path) -> Option<i32> {
+    let stream = UnixStream::connect(socket).ok()?;
+    listener_pid(stream)
 }
 
 fn place(listener: &UnixListener, beside: &Path, path: &Path) -> io::Result<fs::Metadata> {

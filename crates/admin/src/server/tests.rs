@@ -62,9 +62,9 @@ async fn socket_and_directory_are_for_the_owner_only() {
     let mode = |path: &Path| std::fs::symlink_metadata(path).unwrap().permissions().mode() & 0o777;
     assert_eq!(mode(&path), 0o600);
     assert_eq!(mode(path.parent().unwrap()), 0o700);
-    assert_eq!(std::fs::read_dir(path.parent().unwrap()).unwrap().count(), 1, "nothing else is left");
+    assert_eq!(mode(&path.with_extension("sock.lock")), 0o600);
     drop(server);
-    assert!(!path.exists());
+    assert_eq!(std::fs::read_dir(path.parent().unwrap()).unwrap().count(), 0, "nothing is left");
 }
 
 #[tokio::test]
@@ -76,6 +76,30 @@ async fn a_live_socket_is_not_taken_and_its_process_is_named() {
     let text = error.to_string();
     assert!(text.starts_with(&format!("another netd is running (pid {})", std::process::id())), "{text}");
     assert!(path.exists());
+}
+
+#[test]
+fn of_many_that_start_at_once_one_gets_the_socket() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("netd.sock");
+    let bind = || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let _inside = runtime.enter();
+        let bound = AdminServer::bind(&path);
+        match bound {
+            Ok(server) => Ok((server, runtime)),
+            Err(error) => Err(error),
+        }
+    };
+    for _ in 0..20 {
+        let results: Vec<_> = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..8).map(|_| scope.spawn(bind)).collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+        });
+        assert_eq!(results.iter().filter(|result| result.is_ok()).count(), 1);
+        let errors = results.iter().filter_map(|result| result.as_ref().err());
+        assert!(errors.into_iter().all(|error| matches!(error, Error::Running { .. })));
+    }
 }
 
 #[tokio::test]

@@ -259,6 +259,27 @@ fn compressed_replies_are_flattened() {
     assert!(message::completion(&reply[..reply.len() - 1], rtype::A).is_none());
 }
 
+proptest::proptest! {
+    #[test]
+    fn replies_of_any_bytes_never_panic(
+        head in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..4),
+        counts in proptest::collection::vec(0u8..3, 8),
+        tail in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..200),
+    ) {
+        let query = packet("www.example.com", rtype::A);
+        let mut reply = query.clone();
+        reply[2] |= 0x80;
+        for (at, byte) in head.iter().enumerate() {
+            reply[at] = *byte;
+        }
+        reply[4..12].copy_from_slice(&counts);
+        reply.extend_from_slice(&tail);
+        message::is_reply_to(&reply, &query, &query[12..]);
+        message::completion(&reply, rtype::A);
+        message::completion(&tail, rtype::AAAA);
+    }
+}
+
 static NO_LOOPS: BTreeSet<SocketAddr> = BTreeSet::new();
 const NOBODY: Excluded<'_> = Excluded { own: &[], looping: &NO_LOOPS };
 
