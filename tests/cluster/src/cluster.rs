@@ -177,6 +177,7 @@ impl Cluster {
         }
         for machine in self.nodes() {
             netd::wait_ready(machine, &self.binaries)?;
+            netd::uses(machine, dataplane)?;
         }
         self.dataplane = dataplane;
         Ok(())
@@ -261,6 +262,7 @@ fn start_all(run: &Run, dataplane: Dataplane) -> Result<Cluster> {
     }
     for machine in cluster.nodes() {
         netd::wait_ready(machine, &cluster.binaries).with_context(|| cluster.last_words())?;
+        netd::uses(machine, dataplane)?;
     }
     step("netd is ready");
     wait_nodes(&cluster, "Ready", |node| {

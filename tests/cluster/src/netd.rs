@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::Signal;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::binaries::Binaries;
 use crate::control_plane::{CLUSTER_CIDR, ControlPlane, DNS, DOMAIN};
@@ -109,6 +109,18 @@ pub fn wait_ready(machine: &Machine, binaries: &Binaries) -> Result<()> {
         Ok(status) => format!("netd status on {}:\n{}{}", machine.name(), status.stdout, status.stderr),
         Err(error) => format!("{error:#}"),
     })
+}
+
+/// Makes sure that netd programs Services with the dataplane it was told to use.
+///
+/// # Errors
+/// When its status names another.
+pub fn uses(machine: &Machine, dataplane: Dataplane) -> Result<()> {
+    let text = machine.check(&[PROGRAM, "status", "--config", CONFIG, "-o", "json"], "")?;
+    let status: Value = serde_json::from_str(&text).context("netd status prints JSON")?;
+    let name = &status["dataplane"]["name"];
+    ensure!(*name == dataplane.to_string(), "netd on {} uses {name}, not {dataplane}", machine.name());
+    Ok(())
 }
 
 /// Ends netd at once, without any chance to tidy up.
