@@ -29,8 +29,12 @@ pub(crate) mod exit {
 
 /// Node networking for Kubernetes: Services, pod routes and cluster DNS in one daemon.
 #[derive(Parser)]
-#[command(name = "netd", version, after_help = "Exit codes: 0 ok, 1 failed, 2 usage, 3 degraded (status --strict), 4 daemon \
-unreachable, 64 configuration.\nTry `netd demo` to see it work without a cluster.")]
+#[command(
+    name = "netd",
+    version,
+    after_help = "Exit codes: 0 ok, 1 failed, 2 usage, 3 degraded (status --strict), 4 daemon \
+unreachable, 64 configuration.\nTry `netd demo` to see it work without a cluster."
+)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -152,7 +156,9 @@ pub(crate) fn main() -> ExitCode {
         Command::Cleanup(args) => cleanup::cleanup(&args),
         Command::Demo(args) => demo::run(&args),
         Command::Config(args) => print::config(args.config.as_deref()),
-        Command::LabAgent { args } => return ExitCode::from(u8::try_from(netd_lab::agent::main(args)).unwrap_or(1)),
+        Command::LabAgent { args } => {
+            return ExitCode::from(u8::try_from(netd_lab::agent::main(args)).unwrap_or(1));
+        }
     };
     match result {
         Ok(code) => ExitCode::from(code),
@@ -175,7 +181,10 @@ fn code_of(error: &anyhow::Error) -> u8 {
     });
     if config {
         exit::CONFIG
-    } else if error.chain().any(|cause| cause.downcast_ref::<netd_admin::Error>().is_some_and(netd_admin::Error::is_unreachable)) {
+    } else if error
+        .chain()
+        .any(|cause| cause.downcast_ref::<netd_admin::Error>().is_some_and(netd_admin::Error::is_unreachable))
+    {
         exit::UNREACHABLE
     } else {
         exit::FAILED

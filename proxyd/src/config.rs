@@ -304,5 +304,7 @@ impl Config {
 }
 
 fn default_cluster_cidrs() -> Vec<IpNetwork> {
-    vec![IpNetwork::V4(ipnetwork::Ipv4Network::new_checked([172, 16, 0, 0].into(), 16).expect("16 is a valid prefix length"))]
+    vec![IpNetwork::V4(
+        ipnetwork::Ipv4Network::new_checked([172, 16, 0, 0].into(), 16).expect("16 is a valid prefix length"),
+    )]
 }

@@ -62,8 +62,13 @@ pub(crate) async fn run(config: Config) -> Result<()> {
     let board = Arc::new(Board::new(node.to_string(), subscriber.clone(), config.cni.data_dir.clone()));
     let (stop, shutdown) = watch::channel(false);
     let metrics = Arc::new(Metrics::new(Arc::clone(&board)));
-    let context =
-        Surroundings { config: Arc::new(config), node: Arc::clone(&node), board, metrics, shutdown: shutdown.clone() };
+    let context = Surroundings {
+        config: Arc::new(config),
+        node: Arc::clone(&node),
+        board,
+        metrics,
+        shutdown: shutdown.clone(),
+    };
     info!(node = %node, version = env!("CARGO_PKG_VERSION"), pid = std::process::id(), "starting");
 
     let mut tasks = JoinSet::new();
@@ -95,7 +100,8 @@ fn node_name(config: &Config) -> Result<String> {
     if let Ok(name) = std::env::var("NODE_NAME") {
         return Ok(name);
     }
-    netd_kernel::sysctl::read("kernel/hostname").context("read the host name; set nodeName in the configuration")
+    netd_kernel::sysctl::read("kernel/hostname")
+        .context("read the host name; set nodeName in the configuration")
 }
 
 fn serve_state(context: &Surroundings, tasks: &mut JoinSet<Result<()>>) -> Result<()> {
@@ -156,7 +162,9 @@ fn start_source(context: &Surroundings, publisher: netd_watch::Publisher, tasks:
     let options = Options { store, ..Options::default() };
     let shutdown = context.shutdown.clone();
     tasks.spawn(async move {
-        netd_watch::run(source, options, publisher, shutdown).await.map_err(|error| HostError(error.to_string()).into())
+        netd_watch::run(source, options, publisher, shutdown)
+            .await
+            .map_err(|error| HostError(error.to_string()).into())
     });
 }
 
@@ -166,9 +174,12 @@ fn start_parts(
     tasks: &mut JoinSet<Result<()>>,
 ) -> Result<()> {
     let parts = &context.config.parts;
-    for (part, enabled) in
-        [(Part::Proxy, parts.proxy), (Part::Fabric, parts.fabric), (Part::Cni, parts.cni), (Part::Dns, parts.dns)]
-    {
+    for (part, enabled) in [
+        (Part::Proxy, parts.proxy),
+        (Part::Fabric, parts.fabric),
+        (Part::Cni, parts.cni),
+        (Part::Dns, parts.dns),
+    ] {
         context.board.declare(part, enabled);
     }
     if parts.proxy {
@@ -224,7 +235,9 @@ async fn drain(mut tasks: JoinSet<Result<()>>) {
         while let Some(ended) = tasks.join_next().await {
             match ended {
                 Ok(Ok(())) => {}
-                Ok(Err(error)) => warn!(error = format!("{error:#}"), "a part ended with an error while draining"),
+                Ok(Err(error)) => {
+                    warn!(error = format!("{error:#}"), "a part ended with an error while draining")
+                }
                 Err(error) => warn!(%error, "a part panicked while draining"),
             }
         }

@@ -59,8 +59,11 @@ pub(crate) fn run(args: &DemoArgs) -> Result<u8> {
     report.say(&format!("netd demo: a cluster in network namespaces, dataplane {dataplane}\n"))?;
     let mut cluster = Cluster::new(plugin, args.dataplane)?;
     let played = scenes::play(&mut cluster, &mut report);
-    let ended = if args.keep && played.is_ok() { keep(cluster, &report) } else { end(cluster, &mut report, &played) };
-    played.with_context(|| format!("the demo stopped; logs of the daemons were in {STATE_DIR}/<node>/netd.log"))?;
+    let ended =
+        if args.keep && played.is_ok() { keep(cluster, &report) } else { end(cluster, &mut report, &played) };
+    played.with_context(|| {
+        format!("the demo stopped; logs of the daemons were in {STATE_DIR}/<node>/netd.log")
+    })?;
     ended?;
     report.finish()
 }
@@ -105,7 +108,8 @@ fn plugin(args: &DemoArgs) -> Result<PathBuf> {
 /// On SIGINT or SIGTERM everything is removed before the process ends.
 fn remove_on_signal() -> Result<()> {
     use tokio::signal::unix::{SignalKind, signal};
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")?;
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")?;
     let (mut interrupt, mut terminate) = runtime.block_on(async {
         Ok::<_, std::io::Error>((signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?))
     })?;

@@ -12,7 +12,7 @@ pub(super) fn cleanup(args: &CleanupArgs) -> Result<u8> {
     crate::daemon::require_root("netd cleanup")?;
     refuse_while_running(&config)?;
     let mut removal = Removal::default();
-    for mut dataplane in planes::every(&config) {
+    for mut dataplane in planes::every(&config, &[]) {
         let name = format!("{} rules", dataplane.name());
         removal.note(&name, dataplane.cleanup().map_err(|error: ApplyError| error.into()));
     }
@@ -25,7 +25,10 @@ fn refuse_while_running(config: &crate::config::Config) -> Result<()> {
     let socket = config.socket();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     if runtime.block_on(async { netd_admin::Client::connect(&socket).await?.version().await }).is_ok() {
-        bail!("netd is running on this node and would put everything back: stop it first ({})", socket.display());
+        bail!(
+            "netd is running on this node and would put everything back: stop it first ({})",
+            socket.display()
+        );
     }
     Ok(())
 }

@@ -46,6 +46,7 @@ fn fetch(ask: &Ask) -> Result<StateDoc> {
         Some(socket) => socket.clone(),
         None => load(ask.config.as_deref(), &Overrides::default())?.socket(),
     };
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")?;
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")?;
     runtime.block_on(async { Ok(Client::connect(&socket).await?.state().await?) })
 }

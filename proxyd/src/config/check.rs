@@ -25,7 +25,10 @@ pub(super) fn mistakes(config: &Config) -> Vec<String> {
         wrong.push("proxy.iptables.checkSeconds is 0: must be at least 1".to_owned());
     }
     // IFNAMSIZ is 16 with the final NUL.
-    if config.cni.bridge.is_empty() || config.cni.bridge.len() > 15 || config.cni.bridge.contains(['/', ' ', ':', '%']) {
+    if config.cni.bridge.is_empty()
+        || config.cni.bridge.len() > 15
+        || config.cni.bridge.contains(['/', ' ', ':', '%'])
+    {
         wrong.push(format!("cni.bridge {:?}: not an interface name", config.cni.bridge));
     }
     wrong

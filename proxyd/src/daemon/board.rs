@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
 use netd_admin::{
-    DataplaneState, DnsState, IpamState, KindState, NodeRouteState, PartState, SourceState, StateDoc, StateSource,
+    DataplaneState, DnsState, KindState, NodeRouteState, PartState, SourceState, StateDoc, StateSource,
     UpstreamState,
 };
 use netd_dns::{Forwarder, Metrics as DnsMetrics};
@@ -209,8 +209,12 @@ fn watch_message(source: &SourceStatus) -> String {
 
 impl StateSource for Board {
     fn state(&self) -> StateDoc {
-        let mut doc =
-            StateDoc::new(&self.node, env!("CARGO_PKG_VERSION"), std::process::id(), (self.started, SystemTime::now()));
+        let mut doc = StateDoc::new(
+            &self.node,
+            env!("CARGO_PKG_VERSION"),
+            std::process::id(),
+            (self.started, SystemTime::now()),
+        );
         doc.parts = self.parts();
         doc.source = self.source_state();
         doc.problems = self
@@ -227,7 +231,9 @@ impl StateSource for Board {
             doc.services = netd_admin::services(&snapshot, &plan);
             doc.notices = plan.notices.iter().map(Into::into).collect();
         }
-        doc.ipam = ipam_state(&self.ledgers);
+        let own = self.snapshot().and_then(|snapshot| snapshot.nodes.get(self.node.as_str()).cloned());
+        let pod_cidrs = own.map(|node| node.pod_cidrs.clone()).unwrap_or_default();
+        doc.ipam = super::ipam::state(&self.ledgers, &pod_cidrs);
         doc
     }
 }
@@ -241,15 +247,14 @@ fn dns_state(dns: &DnsHandles, synced: bool) -> DnsState {
         synced,
         upstreams: upstreams
             .into_iter()
-            .map(|upstream| UpstreamState { address: upstream.address.to_string(), healthy: upstream.healthy })
+            .map(|upstream| UpstreamState {
+                address: upstream.address.to_string(),
+                healthy: upstream.healthy,
+            })
             .collect(),
         queries: counters.requests.iter().map(|request| request.count).sum(),
         failures: counters.responses.iter().filter(|r| r.rcode == "SERVFAIL").map(|r| r.count).sum(),
         forwards: counters.forwards,
         forward_errors: counters.forward_errors,
     }
-}
-
-fn ipam_state(ledgers: &std::path::Path) -> Option<IpamState> {
-    super::ipam::state(ledgers)
 }

@@ -30,7 +30,11 @@ pub(super) async fn run(around: Surroundings, subscriber: Subscriber) -> Result<
     let views: SharedView = Arc::new(ArcSwap::from_pointee(View::unsynced(Arc::clone(&zone))));
     let mut shutdown = around.shutdown.clone();
     let work = async {
-        tokio::join!(keep_view(zone, Arc::clone(&views), subscriber), serve(&around, &views), keep_address(&around));
+        tokio::join!(
+            keep_view(zone, Arc::clone(&views), subscriber),
+            serve(&around, &views),
+            keep_address(&around)
+        );
     };
     tokio::select! {
         () = work => {}
@@ -138,7 +142,8 @@ fn ensure_interface(addresses: &[IpAddr]) -> Result<bool> {
             .with_context(|| format!("give {address} to the interface {INTERFACE}"))?;
         changed = true;
     }
-    let unwanted = present.iter().filter(|have| !addresses.contains(&have.prefix.ip()) && !link_local(have.prefix.ip()));
+    let unwanted =
+        present.iter().filter(|have| !addresses.contains(&have.prefix.ip()) && !link_local(have.prefix.ip()));
     for have in unwanted {
         netlink
             .delete_address(link.index, have.prefix)
@@ -156,14 +161,17 @@ fn link_local(address: IpAddr) -> bool {
 }
 
 fn ensure_link(netlink: &mut Netlink) -> Result<(Link, bool)> {
-    let find = |netlink: &mut Netlink| netlink.link(INTERFACE).with_context(|| format!("look for the interface {INTERFACE}"));
+    let find = |netlink: &mut Netlink| {
+        netlink.link(INTERFACE).with_context(|| format!("look for the interface {INTERFACE}"))
+    };
     let mut created = false;
     if find(netlink)?.is_none() {
         let spec = BridgeSpec { name: INTERFACE, alias: Some("netd cluster DNS"), ..BridgeSpec::default() };
         netlink.add_bridge(&spec).with_context(|| format!("add the interface {INTERFACE}"))?;
         created = true;
     }
-    let link = find(netlink)?.with_context(|| format!("the interface {INTERFACE} vanished while it was made"))?;
+    let link =
+        find(netlink)?.with_context(|| format!("the interface {INTERFACE} vanished while it was made"))?;
     if !link.up {
         netlink.set_up(link.index).with_context(|| format!("set the interface {INTERFACE} up"))?;
         created = true;

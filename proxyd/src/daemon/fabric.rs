@@ -231,7 +231,8 @@ fn node_states(snapshot: &Snapshot, own: &str, report: &Report) -> Vec<NodeRoute
 /// Removes routes, masquerade, the plugin's ranges and the conflist that names our plugin.
 pub(crate) fn cleanup(config: &Config) -> Result<()> {
     let mut failures = Vec::new();
-    let mut note = |result: Result<(), netd_fabric::Error>| failures.extend(result.err().map(|error| error.to_string()));
+    let mut note =
+        |result: Result<(), netd_fabric::Error>| failures.extend(result.err().map(|error| error.to_string()));
     note(Fabric::new("").cleanup().map(drop));
     note(netd_fabric::remove_node(&config.cni.ranges_file));
     if let Some(path) = config.cni.conflist.as_deref().filter(|path| is_ours(path)) {

@@ -1,47 +1,55 @@
 //! What the ledger of the CNI plugin says: the daemon only reads it.
 
+use std::net::IpAddr;
 use std::path::Path;
 
-use netd_admin::{IpamState, LeaseState};
-use netd_ipam::{Ledger, Leases};
+use ipnetwork::IpNetwork;
+use netd_admin::{IpamState, LeaseState, PoolState};
+use netd_ipam::{Lease, Ledger, Range};
 use tracing::debug;
 
-/// Leases of every network whose ledger is in `directory`; `None` when there is no ledger.
-pub(super) fn state(directory: &Path) -> Option<IpamState> {
+/// Pools and leases of every network whose ledger is in `directory`, which has the node's `pod_cidrs` to give.
+/// `None` when there is no ledger.
+pub(super) fn state(directory: &Path, pod_cidrs: &[IpNetwork]) -> Option<IpamState> {
     let entries = std::fs::read_dir(directory).ok()?;
-    let mut leases = Vec::new();
-    let mut ledgers = 0_usize;
+    let mut state = IpamState::default();
     for path in entries.flatten().map(|entry| entry.path()) {
         if path.extension().is_none_or(|extension| extension != netd_ipam::EXTENSION) {
             continue;
         }
+        let network = path.file_stem().unwrap_or_default().to_string_lossy();
         match Ledger::read(&path) {
-            Ok(read) => {
-                ledgers += 1;
-                leases.extend(lease_states(&read));
+            Ok(leases) => {
+                let addresses: Vec<IpAddr> =
+                    leases.iter().flat_map(|lease| lease.addresses.iter().copied()).collect();
+                state.pools.extend(pod_cidrs.iter().filter_map(|range| pool(&network, *range, &addresses)));
+                state.leases.extend(leases.iter().flat_map(lease_states));
             }
             // The plugin may be writing a new one: the next look sees it.
             Err(error) => debug!(ledger = %path.display(), %error, "could not read a ledger"),
         }
     }
-    leases.sort_by(|a: &LeaseState, b| a.address.cmp(&b.address));
-    (ledgers > 0).then(|| IpamState { leases, ..IpamState::default() })
+    state.leases.sort_by(|a, b| a.address.cmp(&b.address));
+    (!state.pools.is_empty() || !state.leases.is_empty()).then_some(state)
 }
 
-fn lease_states(leases: &Leases) -> Vec<LeaseState> {
-    let one = |lease: &netd_ipam::Lease| {
-        let pod = lease.pod.as_ref().map(|pod| format!("{}/{}", pod.namespace, pod.name));
-        let lease = lease.clone();
-        lease
-            .addresses
-            .iter()
-            .map(|address| LeaseState {
-                address: address.to_string(),
-                pod: pod.clone().unwrap_or_default(),
-                interface: lease.owner.interface.clone(),
-                container_id: lease.owner.container.clone(),
-            })
-            .collect::<Vec<_>>()
-    };
-    leases.iter().flat_map(one).collect()
+fn pool(network: &str, subnet: IpNetwork, leased: &[IpAddr]) -> Option<PoolState> {
+    let range = Range::new(subnet, None, None, None).ok()?;
+    let used = leased.iter().filter(|address| range.contains(**address)).count();
+    Some(PoolState {
+        network: network.to_owned(),
+        range: subnet.to_string(),
+        used: u64::try_from(used).unwrap_or(u64::MAX),
+        total: u64::try_from(range.capacity()).unwrap_or(u64::MAX),
+    })
+}
+
+fn lease_states(lease: &Lease) -> impl Iterator<Item = LeaseState> {
+    let pod = lease.pod.as_ref().map(|pod| format!("{}/{}", pod.namespace, pod.name)).unwrap_or_default();
+    lease.addresses.iter().map(move |address| LeaseState {
+        address: address.to_string(),
+        pod: pod.clone(),
+        interface: lease.owner.interface.clone(),
+        container_id: lease.owner.container.clone(),
+    })
 }

@@ -187,15 +187,20 @@ impl BoardCollector {
 
     fn dataplane(&self) -> Samples<'static> {
         let rows = self.0.dataplane().into_iter().flat_map(|state| {
-            [("frontends", state.frontends), ("endpoints", state.endpoints)]
-                .map(|(what, count)| (vec![("dataplane", state.name.clone()), ("what", what.to_owned())], float(count)))
+            [("frontends", state.frontends), ("endpoints", state.endpoints)].map(|(what, count)| {
+                (vec![("dataplane", state.name.clone()), ("what", what.to_owned())], float(count))
+            })
         });
         gauge("netd_dataplane_programmed", "Frontends and endpoints in the kernel", rows.collect())
     }
 
     fn generation(&self) -> Samples<'static> {
         let generation = self.0.snapshot().map_or(0, |snapshot| snapshot.generation);
-        gauge("netd_snapshot_generation", "Generation of the newest snapshot", vec![(Vec::new(), float(generation))])
+        gauge(
+            "netd_snapshot_generation",
+            "Generation of the newest snapshot",
+            vec![(Vec::new(), float(generation))],
+        )
     }
 
     fn dns(&self) -> Vec<Samples<'static>> {
@@ -224,7 +229,11 @@ impl BoardCollector {
         vec![
             counter("coredns_dns_requests", "DNS queries", requests.collect()),
             counter("coredns_dns_responses", "DNS answers", responses.collect()),
-            counter("netd_dns_forwards", "Queries sent upstream", vec![(Vec::new(), float(counters.forwards))]),
+            counter(
+                "netd_dns_forwards",
+                "Queries sent upstream",
+                vec![(Vec::new(), float(counters.forwards))],
+            ),
             counter(
                 "netd_dns_forward_errors",
                 "Queries that no upstream answered",
@@ -234,10 +243,18 @@ impl BoardCollector {
     }
 }
 
-const fn gauge<'a>(name: &'a str, help: &'a str, rows: Vec<(Vec<(&'static str, String)>, f64)>) -> Samples<'a> {
+const fn gauge<'a>(
+    name: &'a str,
+    help: &'a str,
+    rows: Vec<(Vec<(&'static str, String)>, f64)>,
+) -> Samples<'a> {
     Samples { name, help, counter: false, rows }
 }
 
-const fn counter<'a>(name: &'a str, help: &'a str, rows: Vec<(Vec<(&'static str, String)>, f64)>) -> Samples<'a> {
+const fn counter<'a>(
+    name: &'a str,
+    help: &'a str,
+    rows: Vec<(Vec<(&'static str, String)>, f64)>,
+) -> Samples<'a> {
     Samples { name, help, counter: true, rows }
 }

@@ -7,7 +7,7 @@ use anyhow::Result;
 use netd_dataplane::{ApplyError, Dataplane};
 use netd_kernel::exec::SystemExec;
 use netd_model::Scope;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::HostError;
 use crate::config::{Config, DataplaneChoice, IptablesVariant};
@@ -119,25 +119,32 @@ impl Planes {
 
     /// Removes what a netd that ran with another dataplane left: only once this one serves.
     pub(super) fn sweep_others(&self, config: &Config) {
-        for mut other in every(config) {
-            if self.planes.iter().any(|plane| plane.dataplane.name() == other.name()) {
-                continue;
-            }
+        let used: Vec<&str> = self.planes.iter().map(|plane| plane.dataplane.name()).collect();
+        for mut other in every(config, &used) {
             match other.cleanup() {
-                Ok(()) => info!(dataplane = other.name(), "nothing is left of the dataplane that is not in use"),
-                Err(error) => warn!(dataplane = other.name(), %error, "could not remove another dataplane's leftovers"),
+                Ok(()) => {
+                    debug!(dataplane = other.name(), "nothing is left of the dataplane that is not in use")
+                }
+                Err(error) => {
+                    warn!(dataplane = other.name(), %error, "could not remove another dataplane's leftovers")
+                }
             }
         }
     }
 }
 
-/// Every dataplane that the host has the means to look at; for cleaning up.
-pub(crate) fn every(config: &Config) -> Vec<Box<dyn Dataplane>> {
+/// Every dataplane that the host has the means to look at, but those named; for cleaning up.
+pub(crate) fn every(config: &Config, but: &[&str]) -> Vec<Box<dyn Dataplane>> {
     let mut all: Vec<Box<dyn Dataplane>> = Vec::new();
-    all.push(Box::new(netd_bpf::EbpfDataplane::new(bpf_config(config))));
-    match iptables(config) {
-        Ok(iptables) => all.push(Box::new(iptables)),
-        Err(error) => info!(%error, "no iptables to clean up"),
+    let ebpf = netd_bpf::EbpfDataplane::new(bpf_config(config));
+    if !but.contains(&ebpf.name()) {
+        all.push(Box::new(ebpf));
+    }
+    if !but.contains(&"iptables") {
+        match iptables(config) {
+            Ok(iptables) => all.push(Box::new(iptables)),
+            Err(error) => info!(%error, "no iptables to clean up"),
+        }
     }
     all
 }

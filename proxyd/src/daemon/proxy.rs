@@ -10,7 +10,8 @@ use netd_admin::{DataplaneState, Refusal};
 use netd_dataplane::{Applied, ApplyError};
 use netd_kernel::clock::{Clock, SystemClock};
 use netd_model::{
-    Dirty, FrontendAddress, FrontendKey, LocalPods, NodePortAddresses, NodeView, Protocol, Scope, ServicePlan, Snapshot,
+    Dirty, FrontendAddress, FrontendKey, LocalPods, NodePortAddresses, NodeView, Protocol, Scope,
+    ServicePlan, Snapshot,
 };
 use netd_watch::{Subscriber, Update};
 use tokio::runtime::Handle;
@@ -99,7 +100,8 @@ impl Proxy {
             plane.widen(&scope);
         }
         // The oldest change that is not yet in the kernel is the one whose latency counts.
-        let earlier = self.wanted.take().filter(|wanted| !wanted.applied).and_then(|wanted| wanted.changed_at);
+        let earlier =
+            self.wanted.take().filter(|wanted| !wanted.applied).and_then(|wanted| wanted.changed_at);
         let changed_at = Some(earlier.map_or(update.changed_at, |at| at.min(update.changed_at)));
         self.wanted =
             Some(Wanted { snapshot: update.snapshot, plan: Arc::new(plan), changed_at, applied: false });
@@ -129,7 +131,9 @@ impl Proxy {
                     wanted.applied = false;
                     wanted.changed_at = None;
                 }
-                Err(error) => debug!(dataplane = name, error = %chain(&error), "could not look at the installed rules"),
+                Err(error) => {
+                    debug!(dataplane = name, error = %chain(&error), "could not look at the installed rules")
+                }
             }
         }
     }
@@ -166,6 +170,12 @@ impl Proxy {
         let Some(wanted) = &self.wanted else { return };
         let Some(first) = results.first() else { return };
         let changed: usize = results.iter().map(|applied| applied.changed).sum();
+        // What the main dataplane cannot do is refused only if the one beside it cannot do it either.
+        let (delegated, refused): (Vec<_>, Vec<_>) = first.refused.iter().partition(|refusal| {
+            results
+                .get(1)
+                .is_some_and(|beside| beside.refused.iter().all(|other| other.frontend != refusal.frontend))
+        });
         let state = DataplaneState {
             name: self.planes.name().to_owned(),
             requested: self.planes.requested().to_owned(),
@@ -176,7 +186,8 @@ impl Proxy {
             last_apply: Some(SystemTime::now().into()),
             last_apply_ms: Some(took.as_secs_f64() * 1000.0),
             last_error: None,
-            refused: first.refused.iter().map(|refusal| self.refusal(refusal)).collect(),
+            refused: refused.into_iter().map(refusal_state).collect(),
+            delegated: delegated.into_iter().map(refusal_state).collect(),
             companion: self.planes.companion().map(str::to_owned),
             ..DataplaneState::default()
         };
@@ -195,15 +206,10 @@ impl Proxy {
         self.around.board.set_dataplane(state);
         self.around.board.set(Part::Proxy, true, message);
     }
+}
 
-    /// A refusal as status shows it: who serves the frontend instead, if anyone does.
-    fn refusal(&self, refusal: &netd_dataplane::Refusal) -> Refusal {
-        let reason = match self.planes.companion() {
-            Some(companion) => format!("{}; {companion} serves it", refusal.reason),
-            None => refusal.reason.clone(),
-        };
-        Refusal { subject: format!("{} {}", refusal.service, refusal.frontend), reason }
-    }
+fn refusal_state(refusal: &netd_dataplane::Refusal) -> Refusal {
+    Refusal { subject: format!("{} {}", refusal.service, refusal.frontend), reason: refusal.reason.clone() }
 }
 
 impl Plane {
@@ -271,7 +277,8 @@ fn answered_here(config: &Config) -> BTreeSet<FrontendKey> {
     if !config.parts.dns {
         return BTreeSet::new();
     }
-    let key = |address, protocol| FrontendKey { address: FrontendAddress::Ip(address), protocol, port: DNS_PORT };
+    let key =
+        |address, protocol| FrontendKey { address: FrontendAddress::Ip(address), protocol, port: DNS_PORT };
     config
         .dns
         .addresses

@@ -17,7 +17,8 @@ use netd_lab::{CniRuntime, Lab, LabSpec, Node, NodeSpec, Place, Pod, PodSpec, Re
 use super::slices::{self, Backend};
 use super::{NAME, STATE_DIR};
 use crate::config::{
-    CniConfig, Config, DataplaneChoice, DnsConfig, EbpfOptions, HttpConfig, PathsConfig, ProxyConfig, SourceConfig,
+    CniConfig, Config, DataplaneChoice, DnsConfig, EbpfOptions, HttpConfig, PathsConfig, ProxyConfig,
+    SourceConfig,
 };
 
 /// The notes' topology: name, last octets of the LAN address, third octet of the pods' prefix.
@@ -56,8 +57,10 @@ fn lan(host: u8) -> Result<IpNetwork> {
 impl Cluster {
     /// A cluster of which nothing exists yet.
     pub(super) fn new(plugin: PathBuf, dataplane: DataplaneChoice) -> Result<Self> {
-        let runtime =
-            tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")?;
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .context("start the runtime")?;
         Ok(Self {
             plugin,
             dataplane,
@@ -85,7 +88,8 @@ impl Cluster {
     pub(super) fn build(&mut self) -> Result<()> {
         let mut nodes = Vec::new();
         for (name, host, third) in NODES {
-            let pods = Ipv4Network::new(Ipv4Addr::new(172, 16, third, 0), 24).context("a node's pod prefix")?;
+            let pods =
+                Ipv4Network::new(Ipv4Addr::new(172, 16, third, 0), 24).context("a node's pod prefix")?;
             nodes.push(NodeSpec {
                 name: name.to_owned(),
                 addresses: vec![lan(host)?],
@@ -214,7 +218,14 @@ impl Cluster {
         found.with_context(|| {
             let state = last.map_or_else(
                 || "it does not answer".to_owned(),
-                |state| state.parts.iter().map(|(part, state)| format!("{part}: {}", state.message)).collect::<Vec<_>>().join("; "),
+                |state| {
+                    state
+                        .parts
+                        .iter()
+                        .map(|(part, state)| format!("{part}: {}", state.message))
+                        .collect::<Vec<_>>()
+                        .join("; ")
+                },
             );
             format!("netd on {name}: not {what} within {} s ({state})", PATIENCE.as_secs())
         })
@@ -323,7 +334,9 @@ impl Cluster {
 /// The endpoints that the cluster address of `web` goes to, sorted.
 fn web_endpoints(state: &StateDoc) -> Vec<String> {
     let service = state.services.iter().find(|service| service.name == "web");
-    let frontend = service.and_then(|service| service.frontends.iter().find(|frontend| frontend.key.starts_with("10.96.10.10")));
+    let frontend = service.and_then(|service| {
+        service.frontends.iter().find(|frontend| frontend.key.starts_with("10.96.10.10"))
+    });
     let mut endpoints = frontend.map(|frontend| frontend.endpoints.clone()).unwrap_or_default();
     endpoints.sort();
     endpoints
@@ -332,5 +345,6 @@ fn web_endpoints(state: &StateDoc) -> Vec<String> {
 /// Writes a file of the directory of manifests in one step, as an editor or `kubectl` would replace it.
 fn write_manifest(name: &str, text: &str) -> Result<()> {
     let path: &Path = &manifests_dir().join(name);
-    netd_kernel::file::atomic_write(path, text.as_bytes(), 0o644).with_context(|| format!("write {}", path.display()))
+    netd_kernel::file::atomic_write(path, text.as_bytes(), 0o644)
+        .with_context(|| format!("write {}", path.display()))
 }

@@ -125,7 +125,12 @@ impl Report {
         } else if ok {
             out(&format!("\nAll {} steps went as they must.\n", self.steps))?;
         } else {
-            out(&format!("\n{} of {} steps failed: {}\n", self.failed.len(), self.steps, self.failed.join(", ")))?;
+            out(&format!(
+                "\n{} of {} steps failed: {}\n",
+                self.failed.len(),
+                self.steps,
+                self.failed.join(", ")
+            ))?;
         }
         Ok(if ok { 0 } else { crate::cli::exit::FAILED })
     }

@@ -55,7 +55,8 @@ pub(super) fn play(cluster: &mut Cluster, report: &mut Report) -> Result<()> {
 fn topology(cluster: &mut Cluster, report: &Report) -> Result<Step> {
     report.progress("making network namespaces");
     cluster.build()?;
-    let text = "m-k8s 192.168.1.10, w1 .101, w2 .102, w3 .103 on one LAN; pods 172.16.0.0/16, Services 10.96.0.0/16";
+    let text =
+        "m-k8s 192.168.1.10, w1 .101, w2 .102, w3 .103 on one LAN; pods 172.16.0.0/16, Services 10.96.0.0/16";
     Ok(Step::new("topology", text).with("nodes", Cluster::nodes().count()))
 }
 
@@ -74,7 +75,8 @@ fn netd_ready(cluster: &mut Cluster, report: &Report) -> Result<Step> {
         };
     }
     let nodes = Cluster::nodes().count();
-    Ok(Step::new("netd-ready", format!("on {nodes} nodes; dataplane {dataplane}")).with("dataplane", dataplane))
+    Ok(Step::new("netd-ready", format!("on {nodes} nodes; dataplane {dataplane}"))
+        .with("dataplane", dataplane))
 }
 
 fn pods(cluster: &mut Cluster, report: &Report) -> Result<Step> {
@@ -124,13 +126,17 @@ fn headless(cluster: &mut Cluster, _report: &Report) -> Result<Step> {
     let answer = client.lookup(lookup("web-pods.default.svc.cluster.local"))?;
     let mut found: Vec<String> = answer.answers.iter().map(|record| record.data.clone()).collect();
     found.sort();
-    let mut wanted: Vec<String> = cluster.backends()?.iter().map(|backend| backend.address.to_string()).collect();
+    let mut wanted: Vec<String> =
+        cluster.backends()?.iter().map(|backend| backend.address.to_string()).collect();
     wanted.sort();
     let missing = client.lookup(lookup("nothing.default.svc.cluster.local"))?;
-    Ok(Step::new("headless", format!("web-pods is {}; an unknown name is {}", found.join(", "), missing.rcode))
-        .with("addresses", found.clone())
-        .require(found == wanted, "not the addresses of the pods")
-        .require(missing.rcode == "NXDOMAIN", "an unknown name is not NXDOMAIN"))
+    Ok(Step::new(
+        "headless",
+        format!("web-pods is {}; an unknown name is {}", found.join(", "), missing.rcode),
+    )
+    .with("addresses", found.clone())
+    .require(found == wanted, "not the addresses of the pods")
+    .require(missing.rcode == "NXDOMAIN", "an unknown name is not NXDOMAIN"))
 }
 
 fn node_port(cluster: &mut Cluster, _report: &Report) -> Result<Step> {
@@ -151,7 +157,8 @@ fn node_port(cluster: &mut Cluster, _report: &Report) -> Result<Step> {
 fn no_endpoints(cluster: &mut Cluster, _report: &Report) -> Result<Step> {
     let outcomes = cluster.pod("client")?.connect(several(SocketAddr::new(EMPTY, 80), 20))?;
     let attempts = u64::try_from(outcomes.len())?;
-    let refused = u64::try_from(outcomes.iter().filter(|outcome| matches!(outcome, Outcome::Refused)).count())?;
+    let refused =
+        u64::try_from(outcomes.iter().filter(|outcome| matches!(outcome, Outcome::Refused)).count())?;
     let text = format!("a Service without pods: {refused} of {attempts} refused at once");
     Ok(Step::new("no-endpoints", text).counted(attempts, attempts - refused))
 }
@@ -160,7 +167,8 @@ fn no_endpoints(cluster: &mut Cluster, _report: &Report) -> Result<Step> {
 fn endpoint_removed(cluster: &mut Cluster, report: &Report) -> Result<Step> {
     let mut load = start_load(cluster)?;
     watch(&mut load, report, "connecting; web-2 is about to leave", CALM)?;
-    let remaining: Vec<_> = cluster.backends()?.into_iter().filter(|backend| backend.pod != "web-2").collect();
+    let remaining: Vec<_> =
+        cluster.backends()?.into_iter().filter(|backend| backend.pod != "web-2").collect();
     let start = SystemClock.now();
     cluster.publish(&remaining)?;
     cluster.wait_programmed(&remaining)?;
@@ -245,7 +253,12 @@ fn watch(load: &mut AgentHandle, report: &Report, what: &str, duration: Duration
     let start = SystemClock.now();
     while SystemClock.now().duration_since(start) < duration {
         let counts = load.counts()?;
-        report.progress(&format!("{what}: {} connections, {} failed   {}", counts.attempts, counts.failed(), shares(&counts.answered)));
+        report.progress(&format!(
+            "{what}: {} connections, {} failed   {}",
+            counts.attempts,
+            counts.failed(),
+            shares(&counts.answered)
+        ));
         std::thread::sleep(Duration::from_millis(100));
     }
     Ok(())
