@@ -64,9 +64,21 @@ struct RemovedDir(PathBuf);
 impl Drop for RemovedDir {
     fn drop(&mut self) {
         // The kernel lets go of a cgroup a moment after its last process.
-        let removed = eventually(|| fs::remove_dir(&self.0).is_ok() || !self.0.exists());
+        let removed = eventually(|| {
+            remove_dirs_in(&self.0);
+            fs::remove_dir(&self.0).is_ok() || !self.0.exists()
+        });
         if !removed {
             eprintln!("left behind: {}", self.0.display());
+        }
+    }
+}
+
+/// Removes empty directories in `dir`: cgroups that a failed test made below its own.
+fn remove_dirs_in(dir: &Path) {
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        if entry.path().is_dir() {
+            let _ = fs::remove_dir(entry.path());
         }
     }
 }
