@@ -1,5 +1,7 @@
 //! DEL: removes what an ADD made, however far it came, however often it is called.
 
+use std::net::IpAddr;
+
 use netd_ipam::Owner;
 use netd_kernel::Netlink;
 
@@ -8,6 +10,7 @@ use crate::call::{Call, own_namespace};
 use crate::config::Config;
 use crate::error::{CniError, Code};
 use crate::leases;
+use crate::naming;
 
 /// Does a DEL.
 ///
@@ -37,7 +40,8 @@ pub fn remove(netlink: &mut Netlink, config: &Config, owner: &Owner) -> Vec<Stri
         // The link is removed all the same.
         Err(error) => (None, vec![error.to_string()]),
     };
-    let addresses = known.as_ref().map(|lease| lease.addresses.clone()).unwrap_or_default();
+    let addresses =
+        known.as_ref().map_or_else(|| addresses_of_link(netlink, owner), |lease| lease.addresses.clone());
     let unwired = attachment::unwire(netlink, &config.bridge, owner, &addresses);
     failures.extend(unwired.iter().map(ToString::to_string));
     if known.is_some() && unwired.is_empty() {
@@ -46,6 +50,12 @@ pub fn remove(netlink: &mut Netlink, config: &Config, owner: &Owner) -> Vec<Stri
         failures.extend(released.err().map(|error| error.to_string()));
     }
     failures
+}
+
+/// The addresses that the attachment's link tells, for an owner that the ledger does not know.
+fn addresses_of_link(netlink: &mut Netlink, owner: &Owner) -> Vec<IpAddr> {
+    let alias = attachment::host_link(netlink, owner).ok().flatten().and_then(|link| link.alias);
+    alias.as_deref().and_then(naming::addresses_from_alias).unwrap_or_default()
 }
 
 /// Turns what failed into one error.

@@ -71,12 +71,22 @@ pub fn alias(network: &str, lease: &Lease) -> String {
 
 /// Reads the lease back from an alias of this network; `None` when the link is not one of its attachments.
 pub fn lease_from_alias(network: &str, text: &str) -> Option<Lease> {
-    let rest = text.strip_prefix(ALIAS_START)?.strip_prefix(network)?.strip_prefix(" ip=")?;
+    let (found, lease) = split_alias(text)?;
+    (found == network).then_some(lease)
+}
+
+/// Reads the addresses back from an alias of whatever network.
+pub fn addresses_from_alias(text: &str) -> Option<Vec<IpAddr>> {
+    split_alias(text).map(|(_, lease)| lease.addresses)
+}
+
+fn split_alias(text: &str) -> Option<(&str, Lease)> {
+    let (network, rest) = text.strip_prefix(ALIAS_START)?.split_once(" ip=")?;
     let (addresses, rest) = rest.split_once(" if=")?;
     let (interface, container) = rest.split_once(" id=")?;
     let addresses: Vec<IpAddr> = addresses.split(',').map(str::parse).collect::<Result<_, _>>().ok()?;
     let owner = Owner { container: container.to_owned(), interface: interface.to_owned() };
-    Some(Lease { owner, pod: None, addresses })
+    Some((network, Lease { owner, pod: None, addresses }))
 }
 
 /// Whether an alias says that the link is an attachment's of some network of netd.

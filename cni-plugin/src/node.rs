@@ -3,10 +3,12 @@
 //! Every ADD ensures it: a few reads where all is right, and writes only for what is not. Two calls that do so at the
 //! same moment come to the same end.
 
+use std::net::IpAddr;
+
 use ipnetwork::IpNetwork;
 use netd_kernel::link::{Ifindex, Link};
 use netd_kernel::masquerade::{self, Masquerade, State};
-use netd_kernel::netlink::{Batch, BridgeSpec, Family, RouteFilter};
+use netd_kernel::netlink::{Batch, BridgeSpec};
 use netd_kernel::{Mac, Netlink, sysctl};
 
 use crate::config::Config;
@@ -173,14 +175,20 @@ fn parameters(bridge: &str, ranges: &NodeRanges) -> Vec<(String, &'static str)> 
     all
 }
 
-/// The MTU of the link that the default route leaves by.
+/// The MTU of the link that packets to the rest of the world leave by; one look-up, however long the routing table is.
 fn uplink_mtu(netlink: &mut Netlink) -> netd_kernel::Result<u32> {
-    for family in Family::ALL {
-        let routes = netlink.routes(RouteFilter { family: Some(family), ..RouteFilter::default() })?;
-        let default =
-            routes.iter().filter(|route| route.destination.prefix() == 0).min_by_key(|route| route.metric);
-        if let Some(index) = default.and_then(|route| route.link)
+    // Addresses for documentation (RFC 5737, RFC 3849): nobody has a route to them but the default route.
+    let world = [IpAddr::from([192, 0, 2, 1]), IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, 1])];
+    for destination in world {
+        let index = match netlink.route_to(destination) {
+            Ok(route) => route.link,
+            // No way out in this family.
+            Err(error) if error.errno().is_some() => None,
+            Err(error) => return Err(error),
+        };
+        if let Some(index) = index
             && let Some(link) = netlink.link_by_index(index)?
+            && !link.loopback
         {
             return Ok(link.mtu.clamp(68, 65_535));
         }

@@ -1,5 +1,7 @@
-use super::*;
+use proptest::prelude::*;
 use serde_json::json;
+
+use super::*;
 
 fn parse(changed: Value) -> Result<Config, CniError> {
     let mut document = json!({
@@ -95,4 +97,58 @@ fn every_impossible_value_has_its_code() {
     ] {
         assert_eq!(code(changed.clone()), Code::InvalidConfig, "{changed}");
     }
+}
+
+/// JSON of any shape, with keys that the configuration knows among others.
+fn any_json() -> impl Strategy<Value = Value> {
+    let leaf = prop_oneof![
+        Just(Value::Null),
+        any::<bool>().prop_map(Value::from),
+        any::<i64>().prop_map(Value::from),
+        "[ -~]{0,20}".prop_map(Value::from),
+        Just(json!("172.16.1.0/24")),
+        Just(json!("fd00::/64")),
+    ];
+    let key = prop_oneof![
+        Just("ipam".to_owned()),
+        Just("ranges".to_owned()),
+        Just("subnet".to_owned()),
+        Just("rangeStart".to_owned()),
+        Just("mtu".to_owned()),
+        Just("cni.dev/valid-attachments".to_owned()),
+        Just("runtimeConfig".to_owned()),
+        Just("prevResult".to_owned()),
+        "[a-z]{1,8}",
+    ];
+    leaf.prop_recursive(4, 32, 4, move |inner| {
+        prop_oneof![
+            prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+            prop::collection::btree_map(key.clone(), inner, 0..4)
+                .prop_map(|map| Value::Object(map.into_iter().collect())),
+        ]
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn whatever_is_read_is_a_configuration_or_a_coded_error(changed in any_json(), bytes in any::<Vec<u8>>()) {
+        let allowed = [Code::Decode, Code::InvalidConfig, Code::IncompatibleVersion];
+        for result in [Config::parse(&bytes), parse_with(&changed)] {
+            if let Err(error) = result {
+                prop_assert!(allowed.contains(&error.code), "{}", error);
+            }
+        }
+    }
+}
+
+fn parse_with(changed: &Value) -> Result<Config, CniError> {
+    let mut document = json!({ "cniVersion": "1.0.0", "name": "pods", "type": "netd" });
+    if let Some(changed) = changed.as_object() {
+        for (key, value) in changed {
+            document[key] = value.clone();
+        }
+    }
+    Config::parse(document.to_string().as_bytes())
 }

@@ -257,6 +257,37 @@ fn a_lost_or_damaged_ledger_is_made_again_from_the_links() {
 }
 
 #[test]
+fn the_mtu_is_that_of_the_uplink() {
+    let host = Host::new();
+    let _outside = host.outside();
+    let mut netlink = host.space.netlink();
+    let uplink = netlink.link("up0").unwrap().unwrap().index;
+    netlink.set_mtu(uplink, 1430).unwrap();
+    let before = Space::new("pod");
+    host.add("before", &before);
+    assert_eq!(
+        before.netlink().link("eth0").unwrap().unwrap().mtu,
+        1500,
+        "without a default route it is Ethernet's"
+    );
+    netlink
+        .add_route(&netd_kernel::netlink::Route::default_via("192.168.77.2".parse().unwrap()).dev(uplink))
+        .unwrap();
+    let after = Space::new("pod");
+    host.add("after", &after);
+    assert_eq!(after.netlink().link("eth0").unwrap().unwrap().mtu, 1430);
+}
+
+#[test]
+fn a_del_without_its_ledger_leaves_nothing() {
+    let (host, pod) = (Host::new(), Space::new("pod"));
+    host.add("c1", &pod);
+    std::fs::remove_dir_all(host.data.path().join("ipam")).unwrap();
+    host.del("c1", "");
+    assert_eq!(host.leftovers(), Vec::<String>::new());
+}
+
+#[test]
 fn twenty_adds_at_once_get_twenty_addresses() {
     let host = Host::new();
     let pods: Vec<Space> = (0..20).map(|_| Space::new("pod")).collect();
