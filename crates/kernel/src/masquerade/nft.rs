@@ -286,6 +286,8 @@ fn message(kind: u16, flags: u16, family: u8, resource: u16, attributes: &[u8]) 
 pub(super) struct Conversation {
     socket: Socket,
     sequence: u32,
+    /// The first sequence number of the latest request: what is lower answers an earlier one that failed half-way.
+    first: u32,
 }
 
 impl Conversation {
@@ -294,7 +296,7 @@ impl Conversation {
         let mut socket = Socket::new(NETLINK_NETFILTER).map_err(failed)?;
         socket.bind_auto().map_err(failed)?;
         socket.connect(&SocketAddr::new(0, 0)).map_err(failed)?;
-        Ok(Self { socket, sequence: 0 })
+        Ok(Self { socket, sequence: 0, first: 0 })
     }
 
     /// The flags of a table, `None` when there is no such table.
@@ -356,6 +358,7 @@ impl Conversation {
 
     fn send(&mut self, messages: &[Vec<u8>], action: &str) -> Result<()> {
         let mut bytes = Vec::new();
+        self.first = self.sequence + 1;
         for message in messages {
             self.sequence += 1;
             let start = bytes.len();
@@ -382,6 +385,9 @@ impl Conversation {
             let mut rest = buffer.as_slice();
             while let Some((header, content, next)) = split_first(rest) {
                 rest = next;
+                if header.sequence < self.first {
+                    continue;
+                }
                 if header.flags & DUMP_INTERRUPTED != 0 {
                     return Err(protocol(action, "the rules changed meanwhile"));
                 }
@@ -401,6 +407,7 @@ impl Conversation {
 pub(super) struct Header {
     kind: u16,
     flags: u16,
+    sequence: u32,
 }
 
 /// Splits the first message off: its header, what follows the header, and the messages behind it.
@@ -408,9 +415,10 @@ pub(super) fn split_first(bytes: &[u8]) -> Option<(Header, &[u8], &[u8])> {
     let length = usize::try_from(u32::from_ne_bytes(bytes.get(..4)?.try_into().ok()?)).ok()?;
     let kind = u16::from_ne_bytes(bytes.get(4..6)?.try_into().ok()?);
     let flags = u16::from_ne_bytes(bytes.get(6..8)?.try_into().ok()?);
+    let sequence = u32::from_ne_bytes(bytes.get(8..12)?.try_into().ok()?);
     let content = bytes.get(16..length)?;
     let rest = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
-    Some((Header { kind, flags }, content, rest))
+    Some((Header { kind, flags, sequence }, content, rest))
 }
 
 fn failure(content: &[u8], action: &str) -> Result<()> {
