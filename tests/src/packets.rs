@@ -15,9 +15,9 @@ use netd_model::{Expected, Family, PoolEndpoint, Protocol, ServicePlan, verdict}
 
 use crate::bed::{Bed, server_name};
 
-/// New connections before a missing endpoint is a failure: with five endpoints, even choice leaves one out
-/// once in 10^7 rows.
-const MOST_CONNECTIONS: u32 = 80;
+/// Batches until an endpoint that has not answered is a failure: with four endpoints, even choice leaves one
+/// out once in 10^9 rows.
+const MOST_BATCHES: usize = 5;
 /// Connections made by one agent process.
 const BATCH: u32 = 16;
 /// How long an answer may take; everything is on one machine.
@@ -125,8 +125,12 @@ fn try_row(
     let expected = verdict(plan, &row.flow());
     match &expected {
         Expected::Balance { endpoints, .. } => {
-            let answers = Answers { row, expected: &expected, compare_source: abilities.masquerades() };
-            try_balance(bed, &answers, endpoints, tally)
+            let answers =
+                Answers { row, expected: &expected, endpoints, compare_source: abilities.masquerades() };
+            match try_balance(bed, &answers, tally)? {
+                Ok(seen) if row.protocol == Protocol::Udp => try_unconnected(bed, &answers, &seen, tally),
+                tried => Ok(tried.map(drop)),
+            }
         }
         Expected::Reject => try_all(bed, row, PATIENCE, tally, &|outcome| is_refused(row, outcome)),
         Expected::Drop => try_all(bed, row, SILENCE, tally, &|outcome| *outcome == Outcome::TimedOut),
@@ -163,74 +167,87 @@ fn try_all(
     })
 }
 
-/// Connects until every endpoint has answered; each answer must be right.
+/// Connects until every endpoint has answered; each answer must be right. Returns who answered.
 fn try_balance(
     bed: &Bed,
     answers: &Answers<'_>,
-    endpoints: &BTreeSet<PoolEndpoint>,
     tally: &mut Tally,
-) -> Result<Result<(), String>> {
+) -> Result<Result<BTreeSet<PoolEndpoint>, String>> {
     let mut seen = BTreeSet::new();
-    let mut made = 0;
-    while made < MOST_CONNECTIONS {
-        // The first one alone, so that a Service that does not answer takes no batch of time-outs to tell.
-        let count = match endpoints.len() {
-            _ if made == 0 => 1,
-            1 => 3,
-            _ => BATCH,
-        };
+    // The first one alone, so that a Service that does not answer takes no batch of time-outs to tell.
+    let batch = if answers.endpoints.len() == 1 { 3 } else { BATCH };
+    let counts = std::iter::once(1).chain(std::iter::repeat_n(batch, MOST_BATCHES));
+    for (number, count) in counts.enumerate() {
         let outcomes = bed.connect(answers.row.from, connect(answers.row, count, PATIENCE))?;
-        if outcomes.len() != count as usize {
-            return Ok(Err(format!("{} outcomes of {count}", outcomes.len())));
-        }
-        made += count;
         tally.connections += u64::from(count);
-        for outcome in &outcomes {
-            match answers.endpoint_of(outcome, endpoints) {
-                Ok(endpoint) => seen.insert(endpoint),
-                Err(why) => return Ok(Err(format!("{why} after {made} connections"))),
-            };
+        match answers.endpoints_of(&outcomes, count) {
+            Ok(found) => seen.extend(found),
+            Err(why) => return Ok(Err(why)),
         }
-        if made == 1 {
-            continue;
-        }
-        if answers.row.is_sticky() {
-            let is_right = seen.len() == 1;
-            return Ok(if is_right {
-                Ok(())
-            } else {
-                Err(format!("affinity: {} endpoints answered", seen.len()))
-            });
-        }
-        if seen.len() == endpoints.len() {
-            return Ok(Ok(()));
+        let is_enough =
+            if answers.row.is_sticky() { number > 0 } else { seen.len() == answers.endpoints.len() };
+        if is_enough {
+            break;
         }
     }
-    let missing: Vec<_> = endpoints.difference(&seen).map(|endpoint| endpoint.address).collect();
-    Ok(Err(format!("{missing:?} never answered in {made} connections")))
+    if answers.row.is_sticky() {
+        let is_right = seen.len() == 1;
+        return Ok(if is_right {
+            Ok(seen)
+        } else {
+            Err(format!("affinity: {} endpoints answered", seen.len()))
+        });
+    }
+    let missing: Vec<_> = answers.endpoints.difference(&seen).map(|endpoint| endpoint.address).collect();
+    Ok(if missing.is_empty() { Ok(seen) } else { Err(format!("{missing:?} never answered")) })
+}
+
+/// The same with sendto(2) and recvfrom(2), as DNS clients often do.
+fn try_unconnected(
+    bed: &Bed,
+    answers: &Answers<'_>,
+    seen: &BTreeSet<PoolEndpoint>,
+    tally: &mut Tally,
+) -> Result<Result<(), String>> {
+    const COUNT: u32 = 4;
+    let question =
+        Connect { count: COUNT, timeout: PATIENCE, ..Connect::udp_unconnected(target(answers.row)) };
+    let outcomes = bed.connect(answers.row.from, question)?;
+    tally.connections += u64::from(COUNT);
+    let found = answers.endpoints_of(&outcomes, COUNT).map_err(|why| format!("unconnected: {why}"));
+    Ok(found.and_then(|found| {
+        let is_same = !answers.row.is_sticky() || found == *seen;
+        if is_same { Ok(()) } else { Err("unconnected: affinity chose another endpoint".to_owned()) }
+    }))
 }
 
 /// What the answers of a balanced row are compared with.
 struct Answers<'a> {
     row: &'a Row,
     expected: &'a Expected,
+    endpoints: &'a BTreeSet<PoolEndpoint>,
     compare_source: bool,
 }
 
 impl Answers<'_> {
+    /// The endpoints that answered, if all of `count` outcomes are right.
+    fn endpoints_of(&self, outcomes: &[Outcome], count: u32) -> Result<BTreeSet<PoolEndpoint>, String> {
+        if outcomes.len() != count as usize {
+            return Err(format!("{} outcomes of {count}", outcomes.len()));
+        }
+        outcomes.iter().map(|outcome| self.endpoint_of(outcome)).collect()
+    }
+
     /// The endpoint that answered, if it may and saw the right source.
-    fn endpoint_of(
-        &self,
-        outcome: &Outcome,
-        endpoints: &BTreeSet<PoolEndpoint>,
-    ) -> Result<PoolEndpoint, String> {
+    fn endpoint_of(&self, outcome: &Outcome) -> Result<PoolEndpoint, String> {
         let Outcome::Answered { server, peer, remote } = outcome else {
             return Err(format!("{outcome:?}"));
         };
         if *remote != target(self.row) {
             return Err(format!("the client sees {remote} as its peer"));
         }
-        let endpoint = endpoints.iter().find(|endpoint| server_name(endpoint).as_deref() == Some(server));
+        let endpoint =
+            self.endpoints.iter().find(|endpoint| server_name(endpoint).as_deref() == Some(server));
         let Some(endpoint) = endpoint else { return Err(format!("{server} answered, which is no endpoint")) };
         if self.compare_source {
             self.check_source(endpoint, peer.ip().to_canonical())
