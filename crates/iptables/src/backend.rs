@@ -1,23 +1,23 @@
 //! The dataplane: plan in, restored rules out.
 
 mod cleanup;
+mod plane;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use netd_dataplane::{Applied, ApplyError, Dataplane, Refusal, Trace, TraceError};
 use netd_kernel::exec::Exec;
-use netd_model::{Family, FamilyPlan, Flow, Frontend, FrontendKey, Scope, ServicePlan, Verdict};
-use tracing::{debug, info, warn};
+use netd_model::{Family, Flow, Frontend, FrontendKey, Scope, ServicePlan};
+use tracing::{info, warn};
 
-use crate::compile::{Settings, compile};
+use crate::compile::Settings;
 use crate::config::IptablesConfig;
 use crate::detect::{Host, Implementation, ThisHost, choose, find_tools};
-use crate::restore::transaction;
-use crate::rule::{Match, Rule, Table, Target};
-use crate::ruleset::{ChainKey, InstalledJump, Line, Ruleset, wanted_jumps};
 use crate::tool::Tool;
 use crate::trace::walk;
+
+use plane::Plane;
 
 /// The name operators know.
 pub(crate) const NAME: &str = "iptables";
@@ -35,17 +35,6 @@ pub struct Iptables {
     others: Vec<Tool>,
     /// Whether `others` have been looked at.
     swept: bool,
-}
-
-/// One family.
-struct Plane {
-    tool: Tool,
-    /// What is in the kernel; unknown before the first read and after a failure.
-    installed: Option<Ruleset>,
-    /// Chains that this iptables prints in words this version does not know, as meant and as printed.
-    dialect: BTreeMap<ChainKey, (Vec<Line>, Vec<Line>)>,
-    /// Whether the kernel has `xt_recent`; asked when first needed.
-    affinity: Option<bool>,
 }
 
 impl Iptables {
@@ -89,11 +78,8 @@ impl Iptables {
             };
             absent.insert(family, reason);
         }
-        let planes = chosen
-            .into_iter()
-            .filter(|tool| !absent.contains_key(&tool.family))
-            .map(|tool| Plane { tool, installed: None, dialect: BTreeMap::new(), affinity: None })
-            .collect();
+        let planes =
+            chosen.into_iter().filter(|tool| !absent.contains_key(&tool.family)).map(Plane::new).collect();
         Ok(Self { config, variant, planes, absent, others, swept: false })
     }
 
@@ -119,167 +105,6 @@ impl Iptables {
                 }
             }
         }
-    }
-}
-
-fn needs_affinity(plan: &FamilyPlan) -> bool {
-    plan.frontends.values().any(|frontend| {
-        let verdicts = &frontend.verdicts;
-        [&verdicts.pod, &verdicts.host, &verdicts.other]
-            .into_iter()
-            .any(|verdict| matches!(verdict, Verdict::Balance { affinity: Some(_), .. }))
-    })
-}
-
-impl Plane {
-    /// Reads what is installed, in this version's words where they are known to mean the same.
-    fn read(&self) -> Result<Ruleset, ApplyError> {
-        let mut found = self.tool.installed()?;
-        for (key, (meant, printed)) in &self.dialect {
-            if let Some(lines) = found.chains.get_mut(key)
-                && lines == printed
-            {
-                lines.clone_from(meant);
-            }
-        }
-        Ok(found)
-    }
-
-    fn resync(&mut self) -> Result<(), ApplyError> {
-        self.installed = None;
-        self.installed = Some(self.read()?);
-        Ok(())
-    }
-
-    /// Makes the kernel have `chains`; returns how many rules changed.
-    fn apply(&mut self, chains: BTreeMap<ChainKey, Vec<Line>>, verify: bool) -> Result<usize, ApplyError> {
-        if self.installed.is_none() {
-            self.resync()?;
-        }
-        let before = self.installed.take().unwrap_or_default();
-        let change = transaction(&before, &chains, &wanted_jumps());
-        if change.text.is_empty() {
-            self.installed = Some(before);
-            return Ok(0);
-        }
-        debug!(family = %self.tool.family, changed = change.changed, "restoring rules");
-        if let Err(error) = self.tool.restore(&change.text) {
-            return Err(self.judge(&before, error));
-        }
-        if verify {
-            self.learn(&chains)?;
-        }
-        let jumps = wanted_jumps().into_iter().map(InstalledJump::from).collect();
-        self.installed = Some(Ruleset { chains, jumps });
-        Ok(change.changed)
-    }
-
-    /// A failed restore: tells a kernel that is not as we left it from one that refused.
-    fn judge(&mut self, before: &Ruleset, error: ApplyError) -> ApplyError {
-        let Ok(found) = self.read() else { return error };
-        let jumps = wanted_jumps();
-        let torn =
-            found.chains != before.chains || jumps.iter().any(|jump| found.count(jump) != before.count(jump));
-        if !torn {
-            return error;
-        }
-        let detail = first_difference(before, &found);
-        match error {
-            ApplyError::Refused { action, source } => {
-                ApplyError::Torn { action: format!("{action}: {source}"), detail }
-            }
-            other @ (ApplyError::Torn { .. } | ApplyError::Config(_)) => other,
-        }
-    }
-
-    /// Reads back what was just written. Chains whose rules are printed in other words are remembered, so
-    /// that they do not look changed for ever; a chain with another number of rules is an error.
-    fn learn(&mut self, written: &BTreeMap<ChainKey, Vec<Line>>) -> Result<(), ApplyError> {
-        let found = self.tool.installed()?;
-        self.dialect.clear();
-        for (key, meant) in written {
-            match found.chains.get(key) {
-                Some(printed) if printed == meant => {}
-                Some(printed) if printed.len() == meant.len() => {
-                    self.dialect.insert(key.clone(), (meant.clone(), printed.clone()));
-                }
-                _ => {
-                    return Err(ApplyError::Torn {
-                        action: format!("verify chain {} of {}", key.name, key.table.name()),
-                        detail: "it is not there as it was written: another program changes it".to_owned(),
-                    });
-                }
-            }
-        }
-        if let Some((key, (meant, printed))) = self.dialect.first_key_value() {
-            let pair = meant.iter().zip(printed).find(|(meant, printed)| meant != printed);
-            warn!(
-                chains = self.dialect.len(),
-                chain = %key.name,
-                ?pair,
-                "this iptables prints rules in words that are new to netd"
-            );
-        }
-        Ok(())
-    }
-
-    /// Whether the kernel can keep affinity; asked when a plan first needs it.
-    fn affinity(&mut self, plan: &FamilyPlan) -> Result<bool, ApplyError> {
-        match self.affinity {
-            Some(known) => Ok(known),
-            None if needs_affinity(plan) => {
-                let has = self.has_recent()?;
-                self.affinity = Some(has);
-                Ok(has)
-            }
-            None => Ok(true),
-        }
-    }
-
-    /// Tries a rule with `-m recent`.
-    fn has_recent(&self) -> Result<bool, ApplyError> {
-        const PROBE: &str = "NETD-PROBE";
-        let rule = |list: &str| {
-            let check = Match::RecentCheck { list: list.to_owned(), seconds: 1 };
-            vec![Line::Rule(Rule::new(Target::Return).when(check))]
-        };
-        let chains = BTreeMap::from([(ChainKey::new(Table::Nat, PROBE), rule(PROBE))]);
-        let probe = Ruleset { chains: chains.clone(), jumps: Vec::new() };
-        let add = transaction(&Ruleset::default(), &chains, &[]);
-        match self.tool.restore(&add.text) {
-            Ok(()) => {}
-            Err(ApplyError::Refused { action, source }) => {
-                let text = source.to_string();
-                // The program lacks the extension, or the kernel does.
-                if ["`recent'", "No such file or directory", "No chain/target/match", "RULE_APPEND failed"]
-                    .iter()
-                    .any(|words| text.contains(words))
-                {
-                    warn!(family = %self.tool.family, error = text, "no xt_recent: no session affinity");
-                    return Ok(false);
-                }
-                return Err(ApplyError::Refused { action, source });
-            }
-            Err(error) => return Err(error),
-        }
-        self.tool.restore(&transaction(&probe, &BTreeMap::new(), &[]).text)?;
-        Ok(true)
-    }
-}
-
-fn first_difference(before: &Ruleset, found: &Ruleset) -> String {
-    for (key, lines) in &before.chains {
-        match found.chains.get(key) {
-            None => return format!("chain {} of {} is gone", key.name, key.table.name()),
-            Some(now) if now != lines => {
-                return format!("chain {} of {} has other rules", key.name, key.table.name());
-            }
-            Some(_) => {}
-        }
-    }
-    match found.chains.keys().find(|key| !before.chains.contains_key(key)) {
-        Some(key) => format!("chain {} of {} is new", key.name, key.table.name()),
-        None => "jumps to netd's chains differ".to_owned(),
     }
 }
 
@@ -311,11 +136,12 @@ impl Dataplane for Iptables {
                 random_fully: plane.tool.version.has_wait_and_random_fully(),
                 affinity: plane.affinity(plan)?,
             };
-            let compiled = compile(plan, settings);
-            applied.frontends += compiled.frontends;
-            applied.endpoints += compiled.endpoints;
-            applied.refused.extend(compiled.refused);
-            applied.changed += plane.apply(compiled.chains, *scope == Scope::Full)?;
+            applied.changed += plane.apply(plan, settings, scope)?;
+            if let Some(program) = plane.program() {
+                applied.frontends += program.frontends();
+                applied.endpoints += program.endpoints();
+                applied.refused.extend(program.refused().cloned());
+            }
         }
         self.sweep();
         Ok(applied)
@@ -324,13 +150,8 @@ impl Dataplane for Iptables {
     /// One `iptables-save` a family: chains, every rule in them and the jumps to them. True before the first
     /// apply.
     fn intact(&mut self) -> Result<bool, ApplyError> {
-        let jumps = wanted_jumps();
-        for plane in &self.planes {
-            let Some(expected) = plane.installed.as_ref().filter(|expected| !expected.is_empty()) else {
-                continue;
-            };
-            let found = plane.read()?;
-            if !transaction(&found, &expected.chains, &jumps).text.is_empty() {
+        for plane in &mut self.planes {
+            if !plane.is_intact()? {
                 return Ok(false);
             }
         }
@@ -346,10 +167,7 @@ impl Dataplane for Iptables {
                 first.get_or_insert(error);
             }
         }
-        for plane in &mut self.planes {
-            plane.installed = None;
-            plane.dialect.clear();
-        }
+        self.planes.iter_mut().for_each(Plane::forget);
         first.map_or(Ok(()), Err)
     }
 

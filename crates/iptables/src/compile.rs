@@ -8,6 +8,7 @@
 //! its `NETD-NODEPORTS`, which see new flows only and leave alone every flow that nat has rewritten.
 
 mod frontend;
+mod program;
 mod skeleton;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -16,13 +17,15 @@ use std::num::NonZeroU16;
 use ipnetwork::IpNetwork;
 use netd_dataplane::Refusal;
 use netd_model::{
-    Affinity, Family, FamilyPlan, Frontend, FrontendAddress, FrontendKey, LocalPods, PoolEndpoint, PoolId,
-    Protocol, Verdict, VerdictBySource,
+    Affinity, Family, FamilyPlan, Frontend, FrontendAddress, FrontendKey, LocalPods, ObjectName,
+    PoolEndpoint, PoolId, Protocol, Verdict, VerdictBySource,
 };
 
 use crate::names;
 use crate::rule::{Chance, Match, Rule, Table, Target};
 use crate::ruleset::{ChainKey, Line};
+
+pub(crate) use program::Program;
 
 /// What compiling needs to know besides the plan.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,51 +38,68 @@ pub(crate) struct Settings {
     pub(crate) affinity: bool,
 }
 
-/// The chains of a family.
-#[derive(Debug, Default)]
-pub(crate) struct Compiled {
-    /// All chains, the empty ones included.
-    pub(crate) chains: BTreeMap<ChainKey, Vec<Line>>,
-    /// Frontends programmed.
-    pub(crate) frontends: usize,
-    /// Endpoints programmed, counted once a pool.
-    pub(crate) endpoints: usize,
+/// Chains with their rules.
+pub(crate) type Chains = BTreeMap<ChainKey, Vec<Line>>;
+
+/// A frontend's own rules: those that lead its traffic away.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Entry {
+    nat: Option<Rule>,
+    filter: Option<Rule>,
+}
+
+/// What one Service is rendered to.
+#[derive(Clone, Debug, Default)]
+struct Part {
+    /// Its own chains.
+    chains: Vec<ChainKey>,
+    /// Its frontends' rules.
+    entries: BTreeMap<FrontendKey, Entry>,
+    /// Endpoints, counted once a pool.
+    endpoints: usize,
     /// What cannot be rendered.
-    pub(crate) refused: Vec<Refusal>,
+    refused: Vec<Refusal>,
+    /// Whether it uses a pool that is named after another Service.
+    borrows: bool,
 }
 
-/// Renders a plan.
-pub(crate) fn compile(plan: &FamilyPlan, settings: Settings) -> Compiled {
-    let mut compiler = Compiler::new(plan, settings);
+/// Renders a whole plan: what is to be remembered of it, and the chains.
+pub(crate) fn compile(plan: &FamilyPlan, settings: Settings) -> (Program, Chains) {
+    let mut services: BTreeMap<&ObjectName, Vec<_>> = BTreeMap::new();
     for (key, frontend) in &plan.frontends {
-        match compiler.obstacle(frontend) {
-            None => {
-                compiler.frontend(key, frontend);
-                compiler.out.frontends += 1;
-            }
-            Some(reason) => compiler.out.refused.push(Refusal {
-                frontend: key.to_string(),
-                service: frontend.port.to_string(),
-                reason,
-            }),
-        }
+        services.entry(&frontend.port.service).or_default().push((key, frontend));
     }
-    compiler.finish()
+    let taken = taken_node_ports(plan);
+    let mut program = Program::new(plan, settings);
+    let mut chains = skeleton::fixed(plan, settings);
+    for (service, frontends) in services {
+        let (part, own) = Compiler::new(plan, settings, &taken).service(&frontends);
+        chains.extend(own);
+        program.insert(service.clone(), part);
+    }
+    chains.extend(skeleton::lists(plan, program.entries()));
+    (program, chains)
 }
 
+/// Ports that node port frontends use.
+type NodePorts = BTreeSet<(Protocol, NonZeroU16)>;
+
+fn taken_node_ports(plan: &FamilyPlan) -> NodePorts {
+    plan.frontends
+        .keys()
+        .filter(|key| key.address == FrontendAddress::NodePort)
+        .map(|key| (key.protocol, key.port))
+        .collect()
+}
+
+/// Renders one Service.
 struct Compiler<'a> {
     plan: &'a FamilyPlan,
     settings: Settings,
-    out: Compiled,
-    /// Rules of nat `NETD-SERVICES` and `NETD-NODEPORTS`.
-    services: Vec<Rule>,
-    node_ports: Vec<Rule>,
-    /// Rules of filter `NETD-FIREWALL` and `NETD-NODEPORTS`.
-    firewall: Vec<Rule>,
-    firewall_node_ports: Vec<Rule>,
-    /// Ports that node port frontends use: an address frontend without nat rule must not fall through to
-    /// them.
-    taken_node_ports: BTreeSet<(Protocol, NonZeroU16)>,
+    chains: Chains,
+    part: Part,
+    /// An address frontend without nat rule must not fall through to one of these.
+    taken_node_ports: &'a NodePorts,
     /// Pools that have their chains.
     pools: BTreeSet<PoolId>,
     /// Verdicts of the chains that tell sources apart.
@@ -87,25 +107,35 @@ struct Compiler<'a> {
 }
 
 impl<'a> Compiler<'a> {
-    fn new(plan: &'a FamilyPlan, settings: Settings) -> Self {
-        let taken_node_ports = plan
-            .frontends
-            .keys()
-            .filter(|key| key.address == FrontendAddress::NodePort)
-            .map(|key| (key.protocol, key.port))
-            .collect();
+    fn new(plan: &'a FamilyPlan, settings: Settings, taken_node_ports: &'a NodePorts) -> Self {
         Self {
             plan,
             settings,
-            out: Compiled::default(),
-            services: Vec::new(),
-            node_ports: Vec::new(),
-            firewall: Vec::new(),
-            firewall_node_ports: Vec::new(),
+            chains: Chains::new(),
+            part: Part::default(),
             taken_node_ports,
             pools: BTreeSet::new(),
             by_source: BTreeMap::new(),
         }
+    }
+
+    /// Renders the frontends of a Service.
+    fn service(mut self, frontends: &[(&'a FrontendKey, &'a Frontend)]) -> (Part, Chains) {
+        for (key, frontend) in frontends {
+            match self.obstacle(frontend) {
+                None => {
+                    let entry = self.frontend(key, frontend);
+                    self.part.entries.insert(**key, entry);
+                }
+                Some(reason) => self.part.refused.push(Refusal {
+                    frontend: key.to_string(),
+                    service: frontend.port.to_string(),
+                    reason,
+                }),
+            }
+        }
+        self.part.chains = self.chains.keys().cloned().collect();
+        (self.part, self.chains)
     }
 
     /// Why a frontend cannot be rendered.
@@ -133,19 +163,19 @@ impl<'a> Compiler<'a> {
     }
 
     fn put(&mut self, table: Table, name: impl Into<String>, rules: Vec<Rule>) {
-        let lines = rules.into_iter().map(Line::Rule).collect();
-        self.out.chains.insert(ChainKey::new(table, name), lines);
+        put(&mut self.chains, table, name, rules);
     }
 
     /// Makes the chains of a pool and returns the name of the first.
-    fn pool(&mut self, id: &PoolId, affinity: Option<Affinity>) -> String {
+    fn pool(&mut self, owner: &ObjectName, id: &PoolId, affinity: Option<Affinity>) -> String {
         let chain = names::pool_chain(id, affinity);
-        if self.out.chains.contains_key(&ChainKey::new(Table::Nat, chain.as_str())) {
+        if self.chains.contains_key(&ChainKey::new(Table::Nat, chain.as_str())) {
             return chain;
         }
         let endpoints = self.plan.pools.get(id).map_or(&[][..], |pool| &pool.endpoints);
         if self.pools.insert(id.clone()) {
-            self.out.endpoints += endpoints.len();
+            self.part.endpoints += endpoints.len();
+            self.part.borrows |= id.port.service != *owner;
         }
         let mut rules = Vec::with_capacity(endpoints.len() * 2);
         let target = |endpoint: &PoolEndpoint| names::endpoint_chain(&id.port, *endpoint, affinity);
@@ -181,20 +211,25 @@ impl<'a> Compiler<'a> {
         }
         self.put(Table::Nat, chain, vec![hairpin, rewrite]);
     }
+}
 
-    /// Conditions under which a source is a local pod; each is a rule of its own. Prefixes of the other
-    /// family match nothing.
-    fn pod_conditions(&self) -> Vec<Condition> {
-        match &self.plan.local_pods {
-            LocalPods::None => Vec::new(),
-            LocalPods::Prefixes(prefixes) => prefixes
-                .iter()
-                .filter(|prefix| Family::of_prefix(prefix) == self.plan.family)
-                .map(|prefix| Condition::Source(*prefix))
-                .collect(),
-            LocalPods::BridgeInterface(name) => vec![Condition::Input(name.clone())],
-            LocalPods::InterfaceNamePrefix(prefix) => vec![Condition::Input(format!("{prefix}+"))],
-        }
+fn put(chains: &mut Chains, table: Table, name: impl Into<String>, rules: Vec<Rule>) {
+    let lines = rules.into_iter().map(Line::Rule).collect();
+    chains.insert(ChainKey::new(table, name), lines);
+}
+
+/// Conditions under which a source is a local pod; each is a rule of its own. Prefixes of the other family
+/// match nothing.
+fn pod_conditions(plan: &FamilyPlan) -> Vec<Condition> {
+    match &plan.local_pods {
+        LocalPods::None => Vec::new(),
+        LocalPods::Prefixes(prefixes) => prefixes
+            .iter()
+            .filter(|prefix| Family::of_prefix(prefix) == plan.family)
+            .map(|prefix| Condition::Source(*prefix))
+            .collect(),
+        LocalPods::BridgeInterface(name) => vec![Condition::Input(name.clone())],
+        LocalPods::InterfaceNamePrefix(prefix) => vec![Condition::Input(format!("{prefix}+"))],
     }
 }
 

@@ -220,7 +220,7 @@ pub(crate) fn flows(plan: &FamilyPlan) -> Vec<Flow> {
 
 /// A ruleset as the kernel would have it.
 pub(crate) fn installed(plan: &FamilyPlan) -> crate::ruleset::Ruleset {
-    let chains = crate::compile::compile(plan, SETTINGS).chains;
+    let chains = crate::compile::compile(plan, SETTINGS).1;
     let jumps = crate::ruleset::wanted_jumps().into_iter().map(Into::into).collect();
     crate::ruleset::Ruleset { chains, jumps }
 }

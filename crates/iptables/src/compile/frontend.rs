@@ -6,7 +6,7 @@ use netd_model::{
     Verdict,
 };
 
-use super::{Compiler, Condition, destination};
+use super::{Compiler, Condition, Entry, destination, pod_conditions};
 use crate::names;
 use crate::rule::{RejectWith, Rule, Table, Target};
 use crate::ruleset::ChainKey;
@@ -26,27 +26,18 @@ const fn balances(verdict: &Verdict) -> bool {
 
 impl<'a> Compiler<'a> {
     /// Renders a frontend that has no obstacle.
-    pub(super) fn frontend(&mut self, key: &FrontendKey, frontend: &'a Frontend) {
+    pub(super) fn frontend(&mut self, key: &FrontendKey, frontend: &'a Frontend) -> Entry {
         let note = format!("{} {}", frontend.port, kind_note(frontend.kind));
         let of = |target| destination(Rule::new(target), key, &note);
         let nat = self.nat_target(key, frontend).map(of);
         let filter = self.filter_target(key, frontend).map(of);
-        match key.address {
-            FrontendAddress::Ip(_) => {
-                self.services.extend(nat);
-                self.firewall.extend(filter);
-            }
-            FrontendAddress::NodePort => {
-                self.node_ports.extend(nat);
-                self.firewall_node_ports.extend(filter);
-            }
-        }
+        Entry { nat, filter }
     }
 
     /// The verdict when every source that can be told apart has the same.
     fn uniform<'f>(&self, frontend: &'f Frontend) -> Option<&'f Verdict> {
         let verdicts = &frontend.verdicts;
-        let pods_agree = verdicts.pod == verdicts.other || self.pod_conditions().is_empty();
+        let pods_agree = verdicts.pod == verdicts.other || pod_conditions(self.plan).is_empty();
         (pods_agree && verdicts.host == verdicts.other).then_some(&verdicts.other)
     }
 
@@ -90,7 +81,7 @@ impl<'a> Compiler<'a> {
         }
         let inner = match self.uniform(frontend) {
             Some(Verdict::Balance { pool, masquerade: Masquerade::Hairpin, affinity }) => {
-                self.pool(pool, *affinity)
+                self.pool(&frontend.port.service, pool, *affinity)
             }
             _ => self.source_chain(key, frontend),
         };
@@ -118,7 +109,7 @@ impl<'a> Compiler<'a> {
                     if masquerade == Masquerade::Always {
                         rules.push(condition.restrict(Rule::jump(names::MARK_MASQ)).note(&note));
                     }
-                    let target = self.pool(&pool, affinity);
+                    let target = self.pool(&frontend.port.service, &pool, affinity);
                     rules.push(condition.restrict(Rule::jump(target)).note(&note));
                 }
                 // Left as it is: filter refuses it.
@@ -137,7 +128,7 @@ impl<'a> Compiler<'a> {
         let verdicts = &frontend.verdicts;
         let mut classes = Vec::new();
         if self.uniform(frontend).is_none() {
-            let pods = self.pod_conditions().into_iter();
+            let pods = pod_conditions(self.plan).into_iter();
             classes.extend(pods.map(|condition| (condition, verdicts.pod.clone())));
             if verdicts.host != verdicts.other {
                 classes.push((Condition::Host, verdicts.host.clone()));

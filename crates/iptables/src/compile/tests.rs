@@ -4,7 +4,7 @@ use super::*;
 use crate::testing::*;
 
 fn golden(plan: &FamilyPlan) -> String {
-    text(&compile(plan, SETTINGS).chains)
+    text(&compile(plan, SETTINGS).1)
 }
 
 #[test]
@@ -41,13 +41,13 @@ fn pods_recognised_by_bridge_and_node_ports_on_some_addresses() {
 #[test]
 fn every_jump_leads_to_a_chain_of_its_table() {
     for family in Family::ALL {
-        let compiled = compile(&everything(family).build(), SETTINGS);
-        for (key, lines) in &compiled.chains {
+        let (_, chains) = compile(&everything(family).build(), SETTINGS);
+        for (key, lines) in &chains {
             for line in lines {
                 let Line::Rule(rule) = line else { panic!("{line}") };
                 if let Some(chain) = rule.leads_to() {
                     let target = ChainKey::new(key.table, chain);
-                    assert!(compiled.chains.contains_key(&target), "{}: {line}", key.name);
+                    assert!(chains.contains_key(&target), "{}: {line}", key.name);
                 }
             }
         }
@@ -57,10 +57,9 @@ fn every_jump_leads_to_a_chain_of_its_table() {
 #[test]
 fn counts_are_of_frontends_and_of_endpoints_once_a_pool() {
     let plan = everything(Family::V4).build();
-    let compiled = compile(&plan, SETTINGS);
-    assert_eq!(compiled.frontends, plan.frontends.len());
-    assert_eq!(compiled.endpoints, plan.pools.values().map(|pool| pool.endpoints.len()).sum::<usize>());
-    assert!(compiled.refused.is_empty());
+    let (program, _) = compile(&plan, SETTINGS);
+    assert_eq!(program.frontends(), plan.frontends.len());
+    assert_eq!(program.refused().count(), 0);
 }
 
 #[test]
@@ -70,12 +69,12 @@ fn what_cannot_be_rendered_is_refused_by_name() {
             plan.pools.remove(&pool_id("dns", Protocol::Udp, PoolScope::Cluster));
         })
         .build();
-    let compiled = compile(&plan, Settings { affinity: false, ..SETTINGS });
-    let reasons: Vec<_> = compiled.refused.iter().map(|r| (r.service.as_str(), r.reason.as_str())).collect();
+    let (program, _) = compile(&plan, Settings { affinity: false, ..SETTINGS });
+    let reasons: Vec<_> = program.refused().map(|r| (r.service.as_str(), r.reason.as_str())).collect();
     assert_eq!(reasons.len(), 2, "{reasons:?}");
     assert!(reasons.iter().any(|(service, why)| *service == "default/sticky:p" && why.contains("xt_recent")));
     assert!(reasons.iter().any(|(service, _)| *service == "default/dns:p"));
-    assert_eq!(compiled.frontends, plan.frontends.len() - 2);
+    assert_eq!(program.frontends(), plan.frontends.len() - 2);
 }
 
 #[test]
@@ -115,8 +114,8 @@ fn hostile_names_stay_inside_their_comment() {
         at("10.96.0.1", Protocol::Tcp, 80),
         frontend(hostile, FrontendKind::ClusterIP, VerdictBySource::same(Verdict::Reject)),
     );
-    let compiled = compile(&plan.build(), SETTINGS);
-    for line in compiled.chains.values().flatten() {
+    let (_, chains) = compile(&plan.build(), SETTINGS);
+    for line in chains.values().flatten() {
         let text = line.to_string();
         assert!(!text.contains('\n') && !text.contains('\\') && !text.contains('\0'), "{text}");
         assert!(matches!(text.matches('"').count(), 0 | 2), "{text}");

@@ -10,7 +10,7 @@ use netd_kernel::exec::{SystemExec, find_program};
 use netd_kernel::lock::FileLock;
 use netd_kernel::netlink::{BridgeSpec, Route};
 use netd_kernel::{Mac, Namespace, Netlink};
-use netd_model::{FrontendKind, Masquerade, PoolScope, Protocol, VerdictBySource};
+use netd_model::{FamilyPlan, FrontendKind, Masquerade, PoolScope, Protocol, Verdict, VerdictBySource};
 
 use super::*;
 use crate::config::Variant;
@@ -156,6 +156,35 @@ fn a_changed_endpoint_writes_its_own_chains_only() {
 }
 
 #[test]
+fn changes_of_single_services_add_up_to_the_whole() {
+    for variant in Implementation::ALL {
+        Own::new().run(|| {
+            // A Service that borrows another's pool is compiled with all others.
+            let alone = |plan: &mut FamilyPlan| {
+                plan.frontends.retain(|_, frontend| &*frontend.port.service.name != "far");
+            };
+            let mut plan = everything(Family::V4).change(alone).whole();
+            let mut iptables = real(variant);
+            iptables.apply(&plan, &Scope::Full).unwrap();
+            let id = pool_id("web", Protocol::Tcp, PoolScope::Cluster);
+            let mut service = |plan: &ServicePlan, name: &str| {
+                let name = netd_model::ObjectName::new("default", name);
+                let scope = Scope::Services(std::collections::BTreeSet::from([name]));
+                iptables.apply(plan, &scope).unwrap().changed
+            };
+            plan.v4.pools.get_mut(&id).unwrap().endpoints.pop();
+            assert_eq!(service(&plan, "web"), 3);
+            plan.v4.frontends.retain(|_, frontend| &*frontend.port.service.name != "dns");
+            assert!(service(&plan, "dns") > 3);
+            assert_eq!(service(&plan, "dns"), 0);
+            assert!(iptables.intact().unwrap());
+            iptables.resync().unwrap();
+            assert_eq!(iptables.apply(&plan, &Scope::Full).unwrap().changed, 0);
+        });
+    }
+}
+
+#[test]
 fn what_others_do_to_our_rules_is_seen_and_healed() {
     for variant in Implementation::ALL {
         Own::new().run(|| {
@@ -223,8 +252,8 @@ fn rules_left_in_the_other_variant_are_swept_and_cleaned() {
         let mut nft = real(Implementation::Nft);
         nft.apply(&plan, &Scope::Full).unwrap();
         assert!(!saved(Implementation::Legacy).contains("NETD-"));
-        let chains = compile(&plan.v4, SETTINGS).chains;
-        real(Implementation::Legacy).planes[0].apply(chains, false).unwrap();
+        let mut legacy = real(Implementation::Legacy);
+        legacy.planes[0].apply(&plan.v4, SETTINGS, &Scope::Full).unwrap();
         nft.cleanup().unwrap();
         for variant in Implementation::ALL {
             assert!(!saved(variant).contains("NETD-"), "{variant}");

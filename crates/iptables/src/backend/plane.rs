@@ -1,0 +1,282 @@
+//! One family: what its kernel tables have, and how they get what a plan wants.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+
+use netd_dataplane::ApplyError;
+use netd_model::{FamilyPlan, Scope, Verdict};
+use tracing::{debug, warn};
+
+use crate::compile::{Chains, Program, Settings, compile};
+use crate::restore::transaction;
+use crate::rule::{Match, Rule, Table, Target};
+use crate::ruleset::{ChainKey, InstalledJump, Line, Ruleset, parse_save, wanted_jumps};
+use crate::tool::Tool;
+
+/// One family.
+pub(super) struct Plane {
+    pub(super) tool: Tool,
+    /// What is in the kernel; unknown before the first read and after a failure.
+    pub(super) installed: Option<Ruleset>,
+    /// What `installed` was compiled from, once this process has applied it.
+    program: Option<Program>,
+    /// Chains that this iptables prints in words this version does not know, as meant and as printed.
+    pub(super) dialect: BTreeMap<ChainKey, (Vec<Line>, Vec<Line>)>,
+    /// Whether the kernel has `xt_recent`; asked when first needed.
+    affinity: Option<bool>,
+    /// Fingerprint of what was printed when all was last found intact.
+    intact: Option<u64>,
+}
+
+fn needs_affinity(plan: &FamilyPlan) -> bool {
+    plan.frontends.values().any(|frontend| {
+        let verdicts = &frontend.verdicts;
+        [&verdicts.pod, &verdicts.host, &verdicts.other]
+            .into_iter()
+            .any(|verdict| matches!(verdict, Verdict::Balance { affinity: Some(_), .. }))
+    })
+}
+
+impl Plane {
+    pub(super) const fn new(tool: Tool) -> Self {
+        Self { tool, installed: None, program: None, dialect: BTreeMap::new(), affinity: None, intact: None }
+    }
+
+    /// Forgets all it knows of the kernel.
+    pub(super) fn forget(&mut self) {
+        self.installed = None;
+        self.program = None;
+        self.intact = None;
+        self.dialect.clear();
+    }
+
+    /// What was applied last; nothing before the first apply.
+    pub(super) const fn program(&self) -> Option<&Program> {
+        self.program.as_ref()
+    }
+
+    /// Reads what is installed, in this version's words where they are known to mean the same.
+    pub(super) fn read(&self) -> Result<Ruleset, ApplyError> {
+        Ok(self.translate(parse_save(&self.tool.save_text()?)))
+    }
+
+    fn translate(&self, mut found: Ruleset) -> Ruleset {
+        for (key, (meant, printed)) in &self.dialect {
+            if let Some(lines) = found.chains.get_mut(key)
+                && lines == printed
+            {
+                lines.clone_from(meant);
+            }
+        }
+        found
+    }
+
+    pub(super) fn resync(&mut self) -> Result<(), ApplyError> {
+        self.installed = None;
+        self.program = None;
+        self.intact = None;
+        self.installed = Some(self.read()?);
+        Ok(())
+    }
+
+    /// Whether the kernel has what was applied last.
+    pub(super) fn is_intact(&mut self) -> Result<bool, ApplyError> {
+        let Some(expected) = self.installed.as_ref().filter(|expected| !expected.is_empty()) else {
+            return Ok(true);
+        };
+        let text = self.tool.save_text()?;
+        let fingerprint = fingerprint(&text);
+        // Reading 100,000 rules takes long; telling that they are the same text does not.
+        if self.intact == Some(fingerprint) {
+            return Ok(true);
+        }
+        let found = self.translate(parse_save(&text));
+        let is_intact = transaction(&found, &expected.chains, &wanted_jumps()).text.is_empty();
+        self.intact = is_intact.then_some(fingerprint);
+        Ok(is_intact)
+    }
+
+    /// Makes the kernel have what the plan wants; returns how many rules changed.
+    pub(super) fn apply(
+        &mut self,
+        plan: &FamilyPlan,
+        settings: Settings,
+        scope: &Scope,
+    ) -> Result<usize, ApplyError> {
+        if self.installed.is_none() {
+            self.resync()?;
+        }
+        if let (Scope::Services(services), Some(mut program)) = (scope, self.program.take())
+            && let Some(patch) = program.patch(plan, settings, services)
+        {
+            let changed = self.exchange(&patch.old, &patch.wanted)?;
+            program.adopt(patch);
+            self.program = Some(program);
+            return Ok(changed);
+        }
+        let (program, chains) = compile(plan, settings);
+        let changed = self.replace(chains, *scope == Scope::Full)?;
+        self.program = Some(program);
+        Ok(changed)
+    }
+
+    /// Makes the kernel have `chains` and no others of ours.
+    pub(super) fn replace(&mut self, chains: Chains, verify: bool) -> Result<usize, ApplyError> {
+        let before = self.installed.take().unwrap_or_default();
+        let change = transaction(&before, &chains, &wanted_jumps());
+        if change.text.is_empty() {
+            self.installed = Some(before);
+            return Ok(0);
+        }
+        debug!(family = %self.tool.family, changed = change.changed, "restoring rules");
+        if let Err(error) = self.tool.restore(&change.text) {
+            return Err(self.judge(&before, error));
+        }
+        if verify {
+            self.learn(&chains)?;
+        }
+        let jumps = wanted_jumps().into_iter().map(InstalledJump::from).collect();
+        self.installed = Some(Ruleset { chains, jumps });
+        Ok(change.changed)
+    }
+
+    /// Exchanges the `old` chains for the `wanted` ones; all others stay.
+    fn exchange(&mut self, old: &BTreeSet<ChainKey>, wanted: &Chains) -> Result<usize, ApplyError> {
+        let Some(mut before) = self.installed.take() else { return Ok(0) };
+        let part = old.iter().chain(wanted.keys()).filter_map(|key| before.chains.get_key_value(key));
+        let part = Ruleset {
+            chains: part.map(|(key, lines)| (key.clone(), lines.clone())).collect(),
+            jumps: Vec::new(),
+        };
+        let change = transaction(&part, wanted, &[]);
+        if !change.text.is_empty() {
+            debug!(family = %self.tool.family, changed = change.changed, "restoring rules of some services");
+            if let Err(error) = self.tool.restore(&change.text) {
+                return Err(self.judge(&before, error));
+            }
+        }
+        for key in old {
+            before.chains.remove(key);
+        }
+        before.chains.extend(wanted.iter().map(|(key, lines)| (key.clone(), lines.clone())));
+        self.installed = Some(before);
+        Ok(change.changed)
+    }
+
+    /// A failed restore: tells a kernel that is not as we left it from one that refused.
+    fn judge(&mut self, before: &Ruleset, error: ApplyError) -> ApplyError {
+        let Ok(found) = self.read() else { return error };
+        let jumps = wanted_jumps();
+        let torn =
+            found.chains != before.chains || jumps.iter().any(|jump| found.count(jump) != before.count(jump));
+        if !torn {
+            return error;
+        }
+        let detail = first_difference(before, &found);
+        match error {
+            ApplyError::Refused { action, source } => {
+                ApplyError::Torn { action: format!("{action}: {source}"), detail }
+            }
+            other @ (ApplyError::Torn { .. } | ApplyError::Config(_)) => other,
+        }
+    }
+
+    /// Reads back what was just written. Chains whose rules are printed in other words are remembered, so
+    /// that they do not look changed for ever; a chain with another number of rules is an error.
+    pub(super) fn learn(&mut self, written: &Chains) -> Result<(), ApplyError> {
+        let found = self.tool.installed()?;
+        self.dialect.clear();
+        for (key, meant) in written {
+            match found.chains.get(key) {
+                Some(printed) if printed == meant => {}
+                Some(printed) if printed.len() == meant.len() => {
+                    self.dialect.insert(key.clone(), (meant.clone(), printed.clone()));
+                }
+                _ => {
+                    return Err(ApplyError::Torn {
+                        action: format!("verify chain {} of {}", key.name, key.table.name()),
+                        detail: "it is not there as it was written: another program changes it".to_owned(),
+                    });
+                }
+            }
+        }
+        if let Some((key, (meant, printed))) = self.dialect.first_key_value() {
+            let pair = meant.iter().zip(printed).find(|(meant, printed)| meant != printed);
+            warn!(
+                chains = self.dialect.len(),
+                chain = %key.name,
+                ?pair,
+                "this iptables prints rules in words that are new to netd"
+            );
+        }
+        Ok(())
+    }
+
+    /// Whether the kernel can keep affinity; asked when a plan first needs it.
+    pub(super) fn affinity(&mut self, plan: &FamilyPlan) -> Result<bool, ApplyError> {
+        match self.affinity {
+            Some(known) => Ok(known),
+            None if needs_affinity(plan) => {
+                let has = self.has_recent()?;
+                self.affinity = Some(has);
+                Ok(has)
+            }
+            None => Ok(true),
+        }
+    }
+
+    /// Tries a rule with `-m recent`.
+    fn has_recent(&self) -> Result<bool, ApplyError> {
+        const PROBE: &str = "NETD-PROBE";
+        let rule = |list: &str| {
+            let check = Match::RecentCheck { list: list.to_owned(), seconds: 1 };
+            vec![Line::Rule(Rule::new(Target::Return).when(check))]
+        };
+        let chains = BTreeMap::from([(ChainKey::new(Table::Nat, PROBE), rule(PROBE))]);
+        let probe = Ruleset { chains: chains.clone(), jumps: Vec::new() };
+        let add = transaction(&Ruleset::default(), &chains, &[]);
+        match self.tool.restore(&add.text) {
+            Ok(()) => {}
+            Err(ApplyError::Refused { action, source }) => {
+                let text = source.to_string();
+                // The program lacks the extension, or the kernel does.
+                if ["`recent'", "No such file or directory", "No chain/target/match", "RULE_APPEND failed"]
+                    .iter()
+                    .any(|words| text.contains(words))
+                {
+                    warn!(family = %self.tool.family, error = text, "no xt_recent: no session affinity");
+                    return Ok(false);
+                }
+                return Err(ApplyError::Refused { action, source });
+            }
+            Err(error) => return Err(error),
+        }
+        self.tool.restore(&transaction(&probe, &BTreeMap::new(), &[]).text)?;
+        Ok(true)
+    }
+}
+
+/// Stands for what was printed, without the lines that carry the time or count packets.
+fn fingerprint(text: &str) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    for line in text.lines().filter(|line| !line.starts_with(['#', ':'])) {
+        line.hash(&mut hasher);
+    }
+    hasher.finish()
+}
+
+fn first_difference(before: &Ruleset, found: &Ruleset) -> String {
+    for (key, lines) in &before.chains {
+        match found.chains.get(key) {
+            None => return format!("chain {} of {} is gone", key.name, key.table.name()),
+            Some(now) if now != lines => {
+                return format!("chain {} of {} has other rules", key.name, key.table.name());
+            }
+            Some(_) => {}
+        }
+    }
+    match found.chains.keys().find(|key| !before.chains.contains_key(key)) {
+        Some(key) => format!("chain {} of {} is new", key.name, key.table.name()),
+        None => "jumps to netd's chains differ".to_owned(),
+    }
+}
