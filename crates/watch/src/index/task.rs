@@ -244,7 +244,8 @@ impl IndexTask {
         let kinds = Kind::ALL.into_iter().map(|kind| self.kind_status(kind)).collect();
         self.status.synced = self.is_synced();
         self.status.kinds = kinds;
-        self.status.last_error = self.contact.values().find_map(|contact| contact.as_ref().err().cloned());
+        let error = self.required().find_map(|kind| self.contact.get(&kind)?.as_ref().err().cloned());
+        self.status.last_error = error;
         self.publisher.set_status(self.status.clone());
     }
 

@@ -151,22 +151,20 @@ fn list(index: &mut Index, world: &World, order: &[Pick]) {
     }
 }
 
+fn remove(index: &mut Index, world: &mut World, kind: Kind, name: &str) {
+    let key = ObjectName::new("default", name);
+    world.remove(&(kind, key.clone()));
+    index.remove(kind, &key);
+}
+
 fn happen(index: &mut Index, world: &mut World, happening: &Happening, order: &[Pick]) {
     let entry = match happening {
         Happening::Set(n, v) => service(&format!("s{n}"), *v),
         Happening::Slice(n, s, v) => slice(&format!("e{n}"), &format!("s{s}"), *v),
         Happening::Node(n, v) => node(&format!("w{n}"), *v),
         Happening::Refuse(n) => refused(&format!("s{n}")),
-        Happening::RemoveService(n) | Happening::RemoveSlice(n) => {
-            let (kind, name) = match happening {
-                Happening::RemoveService(_) => (Kind::Service, format!("s{n}")),
-                _ => (Kind::Slice, format!("e{n}")),
-            };
-            let key = ObjectName::new("default", name);
-            world.remove(&(kind, key.clone()));
-            index.remove(kind, &key);
-            return;
-        }
+        Happening::RemoveService(n) => return remove(index, world, Kind::Service, &format!("s{n}")),
+        Happening::RemoveSlice(n) => return remove(index, world, Kind::Slice, &format!("e{n}")),
         Happening::Repeat => {
             world.values().cloned().for_each(|entry| index.apply(entry));
             return;
