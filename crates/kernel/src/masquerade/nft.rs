@@ -8,7 +8,11 @@ use netlink_sys::{Socket, SocketAddr};
 
 use crate::{Error, Result};
 
+mod attributes;
 mod wire;
+
+pub(super) use attributes::find_attribute;
+use attributes::{Attributes, number, text};
 
 const NETLINK_NETFILTER: isize = libc::NETLINK_NETFILTER as isize;
 
@@ -22,8 +26,6 @@ const DUMP_INTERRUPTED: u16 = 0x10;
 
 /// The header of a netlink message and that of nfnetlink behind it.
 const HEADERS: usize = 16 + 4;
-const NESTED: u16 = libc::NLA_F_NESTED as u16;
-const TYPE_MASK: u16 = 0x3fff;
 /// A netlink datagram is never longer than this (`NETLINK_GOODSIZE` and the dump's own limit are below).
 const RECEIVE: usize = 64 * 1024;
 
@@ -166,34 +168,6 @@ fn value(bytes: &[u8]) -> Attributes {
     data
 }
 
-/// Netlink attributes, each padded to four bytes.
-#[derive(Default)]
-struct Attributes(Vec<u8>);
-
-impl Attributes {
-    fn bytes(&mut self, kind: u16, content: &[u8]) {
-        // No attribute of ours comes near 64 KiB.
-        let length = u16::try_from(content.len() + 4).unwrap_or(u16::MAX);
-        self.0.extend(length.to_ne_bytes());
-        self.0.extend(kind.to_ne_bytes());
-        self.0.extend(content);
-        self.0.resize(self.0.len().next_multiple_of(4), 0);
-    }
-
-    fn nest(&mut self, kind: u16, content: Self) {
-        self.bytes(kind | NESTED, &content.0);
-    }
-
-    /// nf_tables numbers are big-endian.
-    fn number(&mut self, kind: u16, number: u32) {
-        self.bytes(kind, &number.to_be_bytes());
-    }
-
-    fn text(&mut self, kind: u16, text: &str) {
-        self.bytes(kind, &[text.as_bytes(), &[0]].concat());
-    }
-}
-
 /// Messages that the kernel applies all or none.
 pub(super) struct Batch(Vec<Vec<u8>>);
 
@@ -263,7 +237,7 @@ impl Batch {
             REQUEST | ACK | flags,
             family.number(),
             0,
-            &attributes.0,
+            attributes.encoded(),
         ));
     }
 }
@@ -305,7 +279,13 @@ impl Conversation {
         let mut attributes = Attributes::default();
         attributes.text(wire::NFTA_TABLE_NAME, table);
         self.send(
-            &[message(wire::SUBSYSTEM << 8 | wire::GET_TABLE, REQUEST, family.number(), 0, &attributes.0)],
+            &[message(
+                wire::SUBSYSTEM << 8 | wire::GET_TABLE,
+                REQUEST,
+                family.number(),
+                0,
+                attributes.encoded(),
+            )],
             action,
         )?;
         let mut flags = None;
@@ -327,7 +307,13 @@ impl Conversation {
         let mut filter = Attributes::default();
         filter.text(wire::NFTA_RULE_TABLE, table);
         self.send(
-            &[message(wire::SUBSYSTEM << 8 | wire::GET_RULE, REQUEST | DUMP, family.number(), 0, &filter.0)],
+            &[message(
+                wire::SUBSYSTEM << 8 | wire::GET_RULE,
+                REQUEST | DUMP,
+                family.number(),
+                0,
+                filter.encoded(),
+            )],
             action,
         )?;
         let mut found = Vec::new();
@@ -437,25 +423,4 @@ fn failure(content: &[u8], action: &str) -> Result<()> {
 
 fn protocol(action: &str, detail: &str) -> Error {
     Error::Protocol { action: action.to_owned(), detail: detail.to_owned() }
-}
-
-pub(super) fn find_attribute(mut bytes: &[u8], wanted: u16) -> Option<&[u8]> {
-    loop {
-        let length = usize::from(u16::from_ne_bytes(bytes.get(..2)?.try_into().ok()?));
-        let kind = u16::from_ne_bytes(bytes.get(2..4)?.try_into().ok()?);
-        let content = bytes.get(4..length)?;
-        if kind & TYPE_MASK == wanted {
-            return Some(content);
-        }
-        bytes = bytes.get(length.next_multiple_of(4)..)?;
-    }
-}
-
-fn number(content: &[u8]) -> u32 {
-    content.try_into().map(u32::from_be_bytes).unwrap_or_default()
-}
-
-fn text(content: &[u8]) -> String {
-    let end = content.iter().position(|byte| *byte == 0).unwrap_or(content.len());
-    String::from_utf8_lossy(content.get(..end).unwrap_or_default()).into_owned()
 }
