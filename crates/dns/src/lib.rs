@@ -23,7 +23,7 @@ use std::sync::Arc;
 
 pub use answer::{Disposition, Outcome, Query, Transport, answer};
 pub use error::Error;
-pub use forward::{Forwarder, UpstreamStatus, Upstreams};
+pub use forward::{ForwardLimits, Forwarder, UpstreamStatus, Upstreams};
 pub use metrics::{Counters, Metrics, Origin, RequestCount, ResponseCount};
 pub use server::{Server, ServerConfig};
 pub use zone::{View, Zone, ZoneConfig};

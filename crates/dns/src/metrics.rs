@@ -59,6 +59,7 @@ pub struct Metrics {
     buckets: [AtomicU64; BUCKETS],
     duration_micros: AtomicU64,
     pub(crate) forwards: AtomicU64,
+    pub(crate) forward_cached: AtomicU64,
     pub(crate) forward_errors: AtomicU64,
     pub(crate) forward_rejected: AtomicU64,
     pub(crate) forward_tcp: AtomicU64,
@@ -106,7 +107,9 @@ pub struct Counters {
     pub duration_sum_seconds: f64,
     /// Queries handed to upstreams.
     pub forwards: u64,
-    /// Of these, the ones that no upstream answered.
+    /// Queries for other names that were answered from the cache.
+    pub forward_cached: u64,
+    /// Of the forwarded ones, those that no upstream answered.
     pub forward_errors: u64,
     /// Queries refused because too many were under way.
     pub forward_rejected: u64,
@@ -136,6 +139,7 @@ impl Default for Metrics {
             buckets: zeros(),
             duration_micros: zero(),
             forwards: zero(),
+            forward_cached: zero(),
             forward_errors: zero(),
             forward_rejected: zero(),
             forward_tcp: zero(),
@@ -186,6 +190,7 @@ impl Metrics {
             duration_buckets: bounds().zip(self.buckets.iter().map(read)).collect(),
             duration_sum_seconds: Duration::from_micros(read(&self.duration_micros)).as_secs_f64(),
             forwards: read(&self.forwards),
+            forward_cached: read(&self.forward_cached),
             forward_errors: read(&self.forward_errors),
             forward_rejected: read(&self.forward_rejected),
             forward_tcp: read(&self.forward_tcp),

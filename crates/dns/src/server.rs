@@ -17,6 +17,7 @@ use tokio::time::Instant;
 
 use crate::answer::{Disposition, Outcome, Query, Transport, answer, complete, fail, is_allowed, relay};
 use crate::entropy::Entropy;
+use crate::forward::ForwardLimits;
 use crate::metrics::{Metrics, Origin, count};
 use crate::wire::{header_rcode, is_truncated, rcode};
 use crate::zone::View;
@@ -40,6 +41,8 @@ pub struct ServerConfig {
     pub upstreams: Upstreams,
     /// How many queries may be on their way to upstreams; more are refused.
     pub max_forwards: usize,
+    /// Bytes of upstreams' answers that are kept; 0 keeps none. Cluster names are never kept.
+    pub cache_bytes: usize,
     /// How many TCP connections may be open; more are closed at once.
     pub max_tcp_connections: usize,
 }
@@ -52,6 +55,7 @@ impl Default for ServerConfig {
             allow: Vec::new(),
             upstreams: Upstreams::None,
             max_forwards: 1000,
+            cache_bytes: 4 << 20,
             max_tcp_connections: 512,
         }
     }
@@ -90,7 +94,8 @@ impl Server {
         }
         let metrics = Arc::new(Metrics::default());
         let own = addresses.clone();
-        let forwarder = Forwarder::new(config.upstreams, own, config.max_forwards, Arc::clone(&metrics));
+        let limits = ForwardLimits { in_flight: config.max_forwards, cache_bytes: config.cache_bytes };
+        let forwarder = Forwarder::new(config.upstreams, own, limits, Arc::clone(&metrics));
         Ok(Self {
             addresses,
             udp,

@@ -8,8 +8,8 @@ mod request;
 mod writer;
 
 pub use name::{Name, NameError};
-pub(crate) use request::udp_limit;
 pub use request::{Edns, Question, Reject, Request};
+pub(crate) use request::{RecordPlace, record_places, udp_limit};
 pub use writer::{Data, Record, Section, Writer};
 
 /// Record types and query types by number (IANA).

@@ -104,8 +104,10 @@ fn forged(query: &[u8]) -> Vec<Vec<u8>> {
     ]
 }
 
+const LIMITS: ForwardLimits = ForwardLimits { in_flight: 10, cache_bytes: 0 };
+
 fn forwarder(upstreams: Vec<SocketAddr>) -> Forwarder {
-    Forwarder::new(Upstreams::List(upstreams), Vec::new(), 10, Arc::new(Metrics::default()))
+    Forwarder::new(Upstreams::List(upstreams), Vec::new(), LIMITS, Arc::new(Metrics::default()))
 }
 
 async fn ask(forwarder: &Forwarder) -> Result<String, ForwardError> {
@@ -136,6 +138,18 @@ async fn answers_come_back_with_the_clients_id() {
 async fn nxdomain_is_an_answer() {
     let forwarder = forwarder(vec![upstream(nxdomain).await, upstream(good).await]);
     assert_eq!(bounded(ask(&forwarder)).await.unwrap(), "NXDOMAIN");
+}
+
+#[tokio::test]
+async fn answers_are_remembered_where_that_is_wanted() {
+    let limits = ForwardLimits { cache_bytes: 1 << 20, ..LIMITS };
+    let source = Upstreams::List(vec![upstream(good).await]);
+    let forwarder = Forwarder::new(source, Vec::new(), limits, Arc::new(Metrics::default()));
+    for _ in 0..3 {
+        assert_eq!(bounded(ask(&forwarder)).await.unwrap(), found(&["192.0.2.1"]));
+    }
+    let counters = forwarder.metrics.snapshot();
+    assert_eq!((counters.forwards, counters.forward_cached), (1, 2));
 }
 
 #[tokio::test]
@@ -198,7 +212,7 @@ async fn nobody_answering_ends_before_stub_resolvers_give_up() {
 async fn an_upstream_that_is_this_server_is_left_out() {
     let own: SocketAddr = "127.0.0.1:5353".parse().unwrap();
     let source = Upstreams::List(vec![own]);
-    let forwarder = Forwarder::new(source, vec![own], 10, Arc::new(Metrics::default()));
+    let forwarder = Forwarder::new(source, vec![own], LIMITS, Arc::new(Metrics::default()));
     assert!(!forwarder.enabled());
     assert!(forwarder.notes()[0].contains("127.0.0.1:5353 is this server itself"), "{:?}", forwarder.notes());
     assert_eq!(ask(&forwarder).await.unwrap_err(), ForwardError::Disabled);

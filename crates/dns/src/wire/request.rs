@@ -1,6 +1,6 @@
 //! Requests as they come off the network; nothing in them is trusted.
 
-use crate::wire::{CLASS_IN, HEADER_LEN, MAX_UDP, MIN_UDP, Name, flag2, rcode, read_u16, rtype};
+use crate::wire::{CLASS_IN, HEADER_LEN, MAX_UDP, MIN_UDP, Name, Section, flag2, rcode, read_u16, rtype};
 
 /// The one question of a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,6 +26,8 @@ pub struct Edns {
     pub dnssec_ok: bool,
     /// Offset in the request of the record's class, which holds the size.
     pub size_offset: usize,
+    /// The record carries options, such as a cookie.
+    pub has_options: bool,
 }
 
 /// A well-formed standard query.
@@ -156,6 +158,7 @@ fn read_edns(packet: &[u8], fixed: usize) -> Option<Edns> {
         version: *packet.get(fixed + 5)?,
         dnssec_ok: packet.get(fixed + 6)? & 0x80 != 0,
         size_offset: fixed + 2,
+        has_options: read_u16(packet, fixed + 8)? != 0,
     })
 }
 
@@ -170,4 +173,45 @@ fn skip_name(packet: &[u8], mut at: usize) -> Option<usize> {
             _ => return None,
         }
     }
+}
+
+/// Where a record of a message stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct RecordPlace<'m> {
+    /// Section.
+    pub(crate) section: Section,
+    /// Record type.
+    pub(crate) kind: u16,
+    /// Time to live in seconds.
+    pub(crate) ttl: u32,
+    /// Offset of the time to live.
+    pub(crate) ttl_offset: usize,
+    /// Record data as it stands, names in it perhaps compressed.
+    pub(crate) data: &'m [u8],
+}
+
+/// The records of a message with one question; `None` when it is malformed.
+pub(crate) fn record_places(message: &[u8]) -> Option<Vec<RecordPlace<'_>>> {
+    if read_u16(message, 4)? != 1 {
+        return None;
+    }
+    let mut at = skip_name(message, HEADER_LEN)? + 4;
+    let mut places = Vec::new();
+    for (count_at, section) in [(6, Section::Answer), (8, Section::Authority), (10, Section::Additional)] {
+        for _ in 0..read_u16(message, count_at)? {
+            let fixed = skip_name(message, at)?;
+            let ttl_offset = fixed + 4;
+            let ttl = message.get(ttl_offset..ttl_offset + 4)?;
+            let length = usize::from(read_u16(message, fixed + 8)?);
+            at = fixed + 10 + length;
+            places.push(RecordPlace {
+                section,
+                kind: read_u16(message, fixed)?,
+                ttl: u32::from_be_bytes(ttl.try_into().ok()?),
+                ttl_offset,
+                data: message.get(fixed + 10..at)?,
+            });
+        }
+    }
+    Some(places)
 }
