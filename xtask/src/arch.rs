@@ -111,7 +111,9 @@ fn violations(graph: &Graph) -> Vec<String> {
     let mut wrong = Vec::new();
     for (name, dependencies) in graph {
         let Some(allowed) = arrows.get(name.as_str()) else {
-            wrong.push(format!("{name} is not in the layout: add it to xtask/src/arch.rs and ARCHITECTURE.md"));
+            wrong.push(format!(
+                "{name} is not in the layout: add it to xtask/src/arch.rs and ARCHITECTURE.md"
+            ));
             continue;
         };
         for dependency in dependencies {

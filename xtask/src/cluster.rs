@@ -3,7 +3,7 @@
 use anyhow::{Result, bail};
 
 use crate::setup;
-use crate::step::{Report, cargo, run};
+use crate::step::{Report, cargo, programs, run};
 
 /// Runs the cluster tests; without Go says how to get them, which under CI is a failure.
 pub(crate) fn test(report: &mut Report, ci: bool) {
@@ -21,5 +21,5 @@ pub(crate) fn test(report: &mut Report, ci: bool) {
 }
 
 fn cluster_tests() -> Result<()> {
-    run(&mut cargo(&["test", "--package", "netd-cluster-tests"]))
+    run(cargo(&["test", "--locked", "--package", "netd-cluster-tests"]).env("NETD_BIN_DIR", programs()))
 }

@@ -29,7 +29,8 @@ fn fmt() -> Result<()> {
 fn deny() -> Result<()> {
     setup::cargo_deny()?;
     // Advisories need a database that is fetched from a public repository: `cargo deny check advisories` by hand.
-    run(crate::step::command(setup::cargo_deny_path()).args(["--locked", "check", "bans", "licenses", "sources"]))
+    run(crate::step::command(setup::cargo_deny_path())
+        .args(["--locked", "check", "bans", "licenses", "sources"]))
 }
 
 /// Production lines a file may have (CONTRIBUTING.md); tests at its end do not count.

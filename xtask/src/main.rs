@@ -12,6 +12,7 @@ mod setup;
 mod step;
 
 use std::ffi::OsString;
+use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
@@ -79,7 +80,7 @@ fn demo(args: Vec<OsString>) -> Result<()> {
     setup::packages()?;
     setup::tools()?;
     build_binaries()?;
-    run(step::command(step::binary("netd")).arg("demo").args(args))
+    run(step::command(step::programs().join("netd")).arg("demo").args(args))
 }
 
 fn ci() -> Result<()> {
@@ -100,11 +101,23 @@ fn test(no_cluster: bool) -> Result<()> {
     gates::all(&mut report);
     report.step("build netd and netd-cni", build_binaries);
     report.step("unit, golden and namespace tests", || {
-        run(&mut cargo(&["test", "--workspace", "--exclude", "netd-cluster-tests", "--no-fail-fast"]))
+        run(&mut cargo(&[
+            "test",
+            "--locked",
+            "--workspace",
+            "--exclude",
+            "netd-cluster-tests",
+            "--no-fail-fast",
+        ]))
     });
     for dataplane in ["iptables", "ebpf"] {
         report.step(&format!("demo with {dataplane}"), || {
-            run(step::command(step::binary("netd")).args(["demo", "--script", "--dataplane", dataplane]))
+            run(step::command(step::programs().join("netd")).args([
+                "demo",
+                "--script",
+                "--dataplane",
+                dataplane,
+            ]))
         });
     }
     if no_cluster {
@@ -115,15 +128,32 @@ fn test(no_cluster: bool) -> Result<()> {
     report.finish()
 }
 
-/// Builds the two programs as the demo and the tests run them: netd-cni static, beside netd.
+/// Builds the two programs as the demo and the tests run them, side by side: netd as the tests have it anyway,
+/// netd-cni static and optimised, as a runtime would start it.
 fn build_binaries() -> Result<()> {
-    run(&mut cargo(&["build", "--profile", "fast", "--package", "netd"]))?;
-    run(&mut cargo(&["build", "--profile", "fast", "--package", "netd-cni", "--target", setup::MUSL]))?;
-    let built = step::target().join(setup::MUSL).join("fast/netd-cni");
-    let beside = step::binary("netd-cni");
-    // By rename: a runtime may be starting the old one at this moment.
-    let fresh = beside.with_extension("new");
-    std::fs::copy(&built, &fresh).and_then(|_| std::fs::rename(&fresh, &beside)).with_context(|| {
-        format!("copy {} to {}", built.display(), beside.display())
-    })
+    run(&mut cargo(&["build", "--locked", "--package", "netd"]))?;
+    run(&mut cargo(&[
+        "build",
+        "--locked",
+        "--profile",
+        "fast",
+        "--package",
+        "netd-cni",
+        "--target",
+        setup::MUSL,
+    ]))?;
+    let target = step::target();
+    place(&target.join("debug/netd"))?;
+    place(&target.join(setup::MUSL).join("fast/netd-cni"))
+}
+
+/// Copies a built program to where the demo and the tests find it, by rename: the old one may be running.
+fn place(built: &Path) -> Result<()> {
+    let name = built.file_name().context("a program without a name")?;
+    let placed = step::programs().join(name);
+    let fresh = placed.with_extension("new");
+    std::fs::create_dir_all(step::programs())
+        .and_then(|()| std::fs::copy(built, &fresh))
+        .and_then(|_| std::fs::rename(&fresh, &placed))
+        .with_context(|| format!("copy {} to {}", built.display(), placed.display()))
 }

@@ -11,13 +11,8 @@ use crate::step::{cache, cargo, command, output, run};
 pub(crate) const MUSL: &str = "x86_64-unknown-linux-musl";
 const CARGO_DENY_VERSION: &str = "0.20.2";
 /// Programs of the tests and the demo, with the Debian package that has them.
-const PACKAGES: &[(&str, &str)] = &[
-    ("iptables", "iptables"),
-    ("nft", "nftables"),
-    ("ip", "iproute2"),
-    ("cc", "gcc"),
-    ("git", "git"),
-];
+const PACKAGES: &[(&str, &str)] =
+    &[("iptables", "iptables"), ("nft", "nftables"), ("ip", "iproute2"), ("cc", "gcc"), ("git", "git")];
 
 /// Fails unless the user is root, saying why root is needed.
 pub(crate) fn require_root(why: &str) -> Result<()> {
@@ -90,7 +85,8 @@ impl NoAutostart {
         if path.exists() {
             return Ok(Self(None));
         }
-        std::fs::write(&path, "#!/bin/sh\nexit 101\n").with_context(|| format!("write {}", path.display()))?;
+        std::fs::write(&path, "#!/bin/sh\nexit 101\n")
+            .with_context(|| format!("write {}", path.display()))?;
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755))
             .with_context(|| format!("make {} executable", path.display()))?;
         Ok(Self(Some(path)))

@@ -28,9 +28,9 @@ pub(crate) fn target() -> PathBuf {
     std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from)
 }
 
-/// A program of ours as `build_binaries` leaves it.
-pub(crate) fn binary(name: &str) -> PathBuf {
-    target().join("fast").join(name)
+/// Where `netd` and `netd-cni` are put side by side for the demo and the tests.
+pub(crate) fn programs() -> PathBuf {
+    target().join("programs")
 }
 
 /// A command that runs in the root of the work tree.
