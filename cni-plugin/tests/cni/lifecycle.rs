@@ -329,6 +329,36 @@ fn gc_removes_what_is_not_valid_and_nothing_else() {
 }
 
 #[test]
+fn status_tells_that_pods_may_be_cut_off() {
+    let (host, pod) = (Host::new(), Space::new("pod"));
+    assert_eq!(
+        host.verb("STATUS", "", "", &host.config).status,
+        0,
+        "before the first pod there is no bridge"
+    );
+    host.add("c1", &pod);
+    assert_eq!(host.verb("STATUS", "", "", &host.config).status, 0);
+    let index = host.space.netlink().link("netd0").unwrap().unwrap().index;
+    host.space.netlink().set_down(index).unwrap();
+    assert_eq!(error_of(&host.verb("STATUS", "", "", &host.config))["code"], 51);
+    assert_eq!(host.leases().len(), 1);
+}
+
+#[test]
+fn an_address_rests_before_it_is_used_again() {
+    let mut host = Host::with_ranges(json!([[{ "subnet": "172.16.1.0/30" }]]));
+    host.config["ipam"]["coolDownSeconds"] = json!(3600);
+    let pod = Space::new("pod");
+    host.add("c1", &pod);
+    host.del("c1", pod.path());
+    let error = error_of(&host.verb("ADD", "c2", pod.path(), &host.config));
+    assert_eq!(error["code"], 11);
+    assert!(error["details"].as_str().unwrap().contains("released moments ago"), "{error}");
+    host.config["ipam"]["coolDownSeconds"] = json!(0);
+    host.add("c2", &pod);
+}
+
+#[test]
 fn the_ranges_may_come_from_the_daemon() {
     let (mut host, pod) = (Host::new(), Space::new("pod"));
     let file = host.data.path().join("podcidrs.json");
