@@ -7,11 +7,12 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use netd_bpf::EbpfDataplane;
-use netd_dataplane::Dataplane;
 use netd_dataplane::conformance::{Abilities, Feature};
+use netd_dataplane::{Applied, ApplyError, Dataplane, Outcome, Trace, TraceError};
 use netd_iptables::{Iptables, IptablesConfig, Variant};
 use netd_kernel::exec::{Exec as _, SystemExec, find_program};
 use netd_lab::{Node, Place as _};
+use netd_model::{Flow, Origin, Scope, ServicePlan};
 
 /// A backend under test.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,11 +23,13 @@ pub enum Kind {
     IptablesLegacy,
     /// Socket load balancing.
     Ebpf,
+    /// Socket load balancing, and iptables for what it does not see: what netd runs by default.
+    EbpfAndIptables,
 }
 
 impl Kind {
     /// All kinds.
-    pub const ALL: [Self; 3] = [Self::IptablesNft, Self::IptablesLegacy, Self::Ebpf];
+    pub const ALL: [Self; 4] = [Self::IptablesNft, Self::IptablesLegacy, Self::Ebpf, Self::EbpfAndIptables];
 
     /// The kinds that this host can be expected to run. The first iptables variant and eBPF are never left
     /// out: where they do not work, their tests fail and say why.
@@ -35,12 +38,23 @@ impl Kind {
         Self::ALL.into_iter().filter(|kind| *kind != Self::IptablesLegacy || has_legacy).collect()
     }
 
+    /// Whether it leaves pins.
+    pub const fn has_ebpf(self) -> bool {
+        matches!(self, Self::Ebpf | Self::EbpfAndIptables)
+    }
+
+    /// Whether it leaves rules.
+    pub const fn has_iptables(self) -> bool {
+        !matches!(self, Self::Ebpf)
+    }
+
     /// The short word in names of tests and directories.
     pub const fn word(self) -> &'static str {
         match self {
             Self::IptablesNft => "iptables-nft",
             Self::IptablesLegacy => "iptables-legacy",
             Self::Ebpf => "ebpf",
+            Self::EbpfAndIptables => "ebpf-and-iptables",
         }
     }
 
@@ -62,12 +76,9 @@ impl Kind {
         match self {
             Self::IptablesNft => iptables(Variant::Nft),
             Self::IptablesLegacy => iptables(Variant::Legacy),
-            Self::Ebpf => {
-                let config = netd_bpf::Config {
-                    cgroup_root: Some(home.cgroup.clone()),
-                    pin_dir: Some(home.pins.clone()),
-                };
-                Ok(Box::new(EbpfDataplane::new(config)))
+            Self::Ebpf => Ok(Box::new(ebpf(home))),
+            Self::EbpfAndIptables => {
+                Ok(Box::new(Pair { main: Box::new(ebpf(home)), beside: iptables(Variant::Nft)? }))
             }
         }
     }
@@ -84,6 +95,8 @@ impl Kind {
                 Ok(all.without(missing))
             }
             Self::Ebpf => Ok(netd_bpf::abilities()),
+            // Each half has a source of its own for a pod that reaches itself, so sources are not compared.
+            Self::EbpfAndIptables => Ok(Self::IptablesNft.abilities(node)?.blind_to([Feature::Masquerade])),
         }
     }
 
@@ -93,7 +106,7 @@ impl Kind {
     /// When it is not installed, or this is no iptables.
     pub fn iptables_program(self, v6: bool, suffix: &str) -> Result<PathBuf> {
         let variant = match self {
-            Self::IptablesNft => "nft",
+            Self::IptablesNft | Self::EbpfAndIptables => "nft",
             Self::IptablesLegacy => "legacy",
             Self::Ebpf => bail!("eBPF has no iptables"),
         };
@@ -120,6 +133,52 @@ impl Kind {
 impl fmt::Display for Kind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.word())
+    }
+}
+
+fn ebpf(home: &Home) -> EbpfDataplane {
+    EbpfDataplane::new(netd_bpf::Config {
+        cgroup_root: Some(home.cgroup.clone()),
+        pin_dir: Some(home.pins.clone()),
+    })
+}
+
+/// Two dataplanes with the same plan; a flow that the main one does not touch meets the one beside it.
+struct Pair {
+    main: Box<dyn Dataplane>,
+    beside: Box<dyn Dataplane>,
+}
+
+impl Dataplane for Pair {
+    fn name(&self) -> &'static str {
+        self.main.name()
+    }
+
+    fn resync(&mut self) -> Result<(), ApplyError> {
+        self.main.resync()?;
+        self.beside.resync()
+    }
+
+    fn apply(&mut self, plan: &ServicePlan, scope: &Scope) -> Result<Applied, ApplyError> {
+        let mut applied = self.main.apply(plan, scope)?;
+        let beside = self.beside.apply(plan, scope)?;
+        applied.changed += beside.changed;
+        applied.refused.retain(|one| beside.refused.iter().any(|other| other.frontend == one.frontend));
+        Ok(applied)
+    }
+
+    fn intact(&mut self) -> Result<bool, ApplyError> {
+        Ok(self.main.intact()? && self.beside.intact()?)
+    }
+
+    fn cleanup(&mut self) -> Result<(), ApplyError> {
+        self.main.cleanup().and(self.beside.cleanup())
+    }
+
+    fn trace(&self, flow: &Flow) -> Result<Trace, TraceError> {
+        let main = self.main.trace(flow)?;
+        let is_seen = flow.origin != Origin::Remote;
+        if is_seen && main.outcome != Outcome::Pass { Ok(main) } else { self.beside.trace(flow) }
     }
 }
 

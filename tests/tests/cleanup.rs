@@ -77,7 +77,7 @@ pub(crate) fn trials(kinds: &[Kind]) -> Vec<Trial> {
     for kind in kinds.iter().copied() {
         let name = format!("cleanup::{kind}::leaves_nothing_of_ours");
         trials.push(crate::trial(name, move || leaves_nothing(kind)));
-        if kind != Kind::Ebpf {
+        if kind.has_iptables() {
             let name = format!("cleanup::{kind}::leaves_foreign_rules_byte_identical");
             trials.push(crate::trial(name, move || leaves_foreign_rules(kind)));
         }
@@ -141,13 +141,14 @@ fn leaves_nothing(kind: Kind) -> Result<()> {
         let outcome = connect(&bed, family, Duration::from_millis(400))?;
         ensure!(!matches!(outcome, Outcome::Answered { .. }), "{family} after cleanup: {outcome:?}");
     }
-    if kind == Kind::Ebpf {
+    if kind.has_ebpf() {
         let left: Vec<_> = match std::fs::read_dir(&home.pins) {
             Ok(entries) => entries.flatten().map(|entry| entry.path()).collect(),
             Err(_) => Vec::new(),
         };
         ensure!(left.is_empty(), "pins are left: {left:?}");
-    } else {
+    }
+    if kind.has_iptables() {
         for v6 in [false, true] {
             let text = format!("{:?}", saved(node, kind, v6)?);
             ensure!(!text.contains("NETD"), "rules are left: {text}");

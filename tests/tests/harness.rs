@@ -94,6 +94,10 @@ impl Dataplane for Skewed {
         self.inner.apply(&wrong, scope)
     }
 
+    fn intact(&mut self) -> Result<bool, ApplyError> {
+        self.inner.intact()
+    }
+
     fn cleanup(&mut self) -> Result<(), ApplyError> {
         self.inner.cleanup()
     }

@@ -163,6 +163,10 @@ impl Dataplane for Fake {
         Ok(applied)
     }
 
+    fn intact(&mut self) -> Result<bool, ApplyError> {
+        Ok(!self.lock().is_torn)
+    }
+
     fn cleanup(&mut self) -> Result<(), ApplyError> {
         let mut state = self.lock();
         state.calls.cleanups += 1;

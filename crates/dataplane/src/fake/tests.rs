@@ -48,7 +48,9 @@ fn a_torn_fake_needs_a_resync() {
     let watcher = fake.clone();
     let plan = planned(&web());
     fake.apply(&plan, &Scope::Full).unwrap();
+    assert!(fake.intact().unwrap());
     watcher.tamper();
+    assert!(!fake.intact().unwrap());
     for _ in 0..2 {
         assert!(matches!(fake.apply(&plan, &Scope::Full), Err(ApplyError::Torn { .. })));
     }

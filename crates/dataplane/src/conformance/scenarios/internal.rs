@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use netd_model::{Family, LocalPods, NodeView, Protocol};
+use netd_model::{Family, FrontendAddress, FrontendKey, LocalPods, NodeView, Protocol};
 
 use super::{
     Backs, CLIENT, EVERYBODY, TCP_8080, To, UDP_5353, back, back_as, both, cluster, dual, each, internal,
@@ -25,6 +25,7 @@ pub(super) fn scenarios() -> Vec<Scenario> {
         topology(),
         refused_endpoint(),
         sctp(),
+        answered_here(),
     ]
 }
 
@@ -286,5 +287,24 @@ fn sctp() -> Scenario {
     scenario(
         "SCTP",
         [step("two endpoints", back(cluster().service(service), "sctp", &backs), standard(), rows)],
+    )
+}
+
+fn answered_here() -> Scenario {
+    let snapshot = || back(cluster().service(dual("dns", 14).tcp(53)), "dns", &THREE);
+    let mut node = standard();
+    for family in Family::ALL {
+        let address = FrontendAddress::Ip(site::cluster_ip(14, family));
+        node.answered_here.insert(FrontendKey { address, protocol: Protocol::Tcp, port: super::port(53) });
+    }
+    let rows = |sketch: fn(Actor) -> Sketch| {
+        both(|family| each(&EVERYBODY, |from| row(from, To::cluster_ip(14, family, 53), sketch(from))))
+    };
+    scenario(
+        "answered on the node",
+        [
+            step("by a Service", snapshot(), standard(), rows(|from| internal(from, 3))),
+            step("by netd itself", snapshot(), node, rows(|_| Sketch::Pass)),
+        ],
     )
 }
