@@ -10,6 +10,7 @@
 pub(crate) mod board;
 pub(crate) mod dns;
 pub(crate) mod fabric;
+mod flows;
 mod http;
 mod ipam;
 mod metrics;

@@ -121,6 +121,12 @@ impl Network {
         let config = Arc::clone(&self.around.config);
         let pod_cidrs = pod_cidrs(&config, snapshot, &self.around.node);
         if pod_cidrs.is_empty() {
+            if config.source.manifests.is_some() && !snapshot.nodes.contains_key(&self.around.node) {
+                // A host that is no node of a cluster has no pods to wire.
+                let message =
+                    format!("idle: no Node {} in the manifests, and no cni.podCIDRs", self.around.node);
+                return self.report(Part::Cni, true, message);
+            }
             let message = format!(
                 "the Node {} has no spec.podCIDR yet: give it one (kube-controller-manager --allocate-node-cidrs) or set cni.podCIDRs",
                 self.around.node
@@ -145,7 +151,7 @@ impl Network {
         if ready {
             told.clear();
         } else if *told != message {
-            warn!(part = part.name(), message, "not ready; trying again");
+            warn!(part = part.name(), reason = message, "not ready; trying again");
             told.clone_from(&message);
         }
         self.around.board.set(part, ready, message);

@@ -19,6 +19,7 @@ use tracing::{debug, info, warn};
 
 use super::Surroundings;
 use super::board::Part;
+use super::flows::{self, Destinations};
 use super::planes::{Plane, Planes};
 use crate::config::Config;
 
@@ -37,6 +38,8 @@ pub(super) struct Proxy {
     backoff: Duration,
     /// Dataplanes of other modes were cleaned up.
     swept: bool,
+    /// What the flows were last looked through for; `None` before the first time and after a failure.
+    flows: Option<Destinations>,
 }
 
 struct Wanted {
@@ -60,7 +63,15 @@ impl Proxy {
     pub(super) fn new(around: Surroundings) -> Result<Self> {
         let planes = Planes::choose(&around.config)?;
         info!(dataplane = planes.name(), reason = planes.reason(), "chose the dataplane");
-        Ok(Self { around, planes, clock: SystemClock, wanted: None, backoff: MIN_BACKOFF, swept: false })
+        Ok(Self {
+            around,
+            planes,
+            clock: SystemClock,
+            wanted: None,
+            backoff: MIN_BACKOFF,
+            swept: false,
+            flows: None,
+        })
     }
 
     /// Serves until the daemon drains. Never ends by itself: a failing kernel is retried.
@@ -158,11 +169,29 @@ impl Proxy {
         }
         wanted.applied = true;
         self.backoff = MIN_BACKOFF;
+        let plan = Arc::clone(&wanted.plan);
         let took = self.clock.now().duration_since(start);
+        self.forget_stale_flows(&plan);
         self.report(took, &results);
         if !self.swept {
             self.swept = true;
             self.planes.sweep_others(&self.around.config);
+        }
+    }
+
+    /// After the rules, or a datagram in between would make the flow anew.
+    fn forget_stale_flows(&mut self, plan: &ServicePlan) {
+        let now = Destinations::of(plan);
+        match flows::forget_stale(self.flows.as_ref(), &now) {
+            Ok(forgotten) => {
+                debug!(forgotten, "looked through the flows");
+                self.flows = Some(now);
+            }
+            Err(error) => {
+                // Looked through in full after the next apply.
+                self.flows = None;
+                warn!(error = %chain(&error), "flows to endpoints that left may go on until they time out");
+            }
         }
     }
 
