@@ -25,40 +25,25 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("netd-fabric", &["netd-kernel", "netd-model"]),
     ("netd-lab", &["netd-kernel"]),
     ("netd-cni", &["netd-ipam", "netd-kernel"]),
-    (
-        "netd",
-        &[
-            "netd-admin",
-            "netd-bpf",
-            "netd-dataplane",
-            "netd-dns",
-            "netd-fabric",
-            "netd-ipam",
-            "netd-iptables",
-            "netd-kernel",
-            "netd-lab",
-            "netd-model",
-            "netd-watch",
-        ],
-    ),
-    (
-        "netd-tests",
-        &[
-            "netd-admin",
-            "netd-bpf",
-            "netd-dataplane",
-            "netd-dns",
-            "netd-fabric",
-            "netd-ipam",
-            "netd-iptables",
-            "netd-kernel",
-            "netd-lab",
-            "netd-model",
-            "netd-watch",
-        ],
-    ),
+    ("netd", LIBRARIES),
+    ("netd-tests", LIBRARIES),
     ("netd-cluster-tests", &["netd-kernel", "netd-lab"]),
     ("xtask", &[]),
+];
+
+/// What the composition root and the tests may know: everything but each other and the plugin.
+const LIBRARIES: &[&str] = &[
+    "netd-admin",
+    "netd-bpf",
+    "netd-dataplane",
+    "netd-dns",
+    "netd-fabric",
+    "netd-ipam",
+    "netd-iptables",
+    "netd-kernel",
+    "netd-lab",
+    "netd-model",
+    "netd-watch",
 ];
 
 /// Foreign crates that only these of ours may name.
