@@ -16,6 +16,7 @@ use crate::error::{CniError, Code};
 use crate::naming;
 use crate::ranges::NodeRanges;
 
+const FORWARDING_V6: &str = "net/ipv6/conf/all/forwarding";
 /// The MTU where no default route tells one: Ethernet's.
 const ETHERNET_MTU: u32 = 1500;
 
@@ -42,9 +43,7 @@ pub fn prepare(netlink: &mut Netlink, config: &Config, ranges: &NodeRanges) -> R
     let link = bridge(netlink, config, ranges, mtu)?;
     bring_up(netlink, &link, ranges)
         .map_err(|e| wiring(&format!("bridge {} cannot be made ready", config.bridge), &e))?;
-    for (key, value) in parameters(&config.bridge, ranges) {
-        sysctl::write(&key, value).map_err(|e| wiring("a kernel parameter cannot be set", &e))?;
-    }
+    set_parameters(netlink, config, ranges).map_err(|e| wiring("a kernel parameter cannot be set", &e))?;
     if config.masquerade {
         masquerade::ensure(&masquerade_of(ranges)).map_err(|e| {
             CniError::new(Code::Masquerade, "masquerade for pods cannot be installed")
@@ -170,9 +169,33 @@ fn parameters(bridge: &str, ranges: &NodeRanges) -> Vec<(String, &'static str)> 
     }
     if ranges.has_ipv6() {
         all.push((format!("net/ipv6/conf/{bridge}/accept_ra"), "0"));
-        all.push(("net/ipv6/conf/all/forwarding".to_owned(), "1"));
+        all.push((FORWARDING_V6.to_owned(), "1"));
     }
     all
+}
+
+fn set_parameters(netlink: &mut Netlink, config: &Config, ranges: &NodeRanges) -> netd_kernel::Result<()> {
+    for (key, value) in parameters(&config.bridge, ranges) {
+        if key == FORWARDING_V6 && sysctl::read(&key)? != value {
+            keep_router_advertisements(netlink, &config.bridge)?;
+        }
+        sysctl::write(&key, value)?;
+    }
+    Ok(())
+}
+
+/// A host that forwards believes router advertisements only where `accept_ra` is 2
+/// (Documentation/networking/ip-sysctl.rst): without this the node could lose its default route.
+fn keep_router_advertisements(netlink: &mut Netlink, bridge: &str) -> netd_kernel::Result<()> {
+    for link in netlink.links()? {
+        let ours = link.name == bridge || link.alias.as_deref().is_some_and(naming::is_alias);
+        let key = format!("net/ipv6/conf/{}/accept_ra", link.name);
+        // A link may be gone by now, or have no IPv6.
+        if !ours && sysctl::read(&key).is_ok_and(|value| value == "1") {
+            sysctl::write_if_present(&key, "2")?;
+        }
+    }
+    Ok(())
 }
 
 /// The MTU of the link that packets to the rest of the world leave by; one look-up, however long the routing table is.

@@ -329,6 +329,20 @@ fn gc_removes_what_is_not_valid_and_nothing_else() {
 }
 
 #[test]
+fn the_node_keeps_listening_to_its_router() {
+    let host = Host::with_ranges(json!([[{ "subnet": "fd00:1::/64" }]]));
+    let _outside = host.outside();
+    let accept =
+        |link: &str| host.space.run(|| netd_kernel::sysctl::read(&format!("net/ipv6/conf/{link}/accept_ra")));
+    assert_eq!(accept("up0").unwrap(), "1");
+    let pod = Space::new("pod");
+    host.add("c1", &pod);
+    assert_eq!(accept("up0").unwrap(), "2", "forwarding must not cost the node its default route");
+    assert_eq!(accept("netd0").unwrap(), "0", "pods are no routers");
+    assert_eq!(pod.run(|| netd_kernel::sysctl::read("net/ipv6/conf/eth0/accept_ra")).unwrap(), "0");
+}
+
+#[test]
 fn status_tells_that_pods_may_be_cut_off() {
     let (host, pod) = (Host::new(), Space::new("pod"));
     assert_eq!(
