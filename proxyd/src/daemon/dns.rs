@@ -7,11 +7,12 @@ use std::time::{Duration, SystemTime};
 use anyhow::{Context, Result};
 use arc_swap::ArcSwap;
 use ipnetwork::IpNetwork;
-use netd_dns::{Server, ServerConfig, SharedView, Upstreams, View, Zone, ZoneConfig};
+use netd_dns::{Forwarder, Server, ServerConfig, SharedView, Upstreams, View, Zone, ZoneConfig};
 use netd_kernel::link::Link;
 use netd_kernel::netlink::{BridgeSpec, Netlink};
 use netd_watch::Subscriber;
-use tracing::{info, warn};
+use tokio::task::JoinSet;
+use tracing::{error, info, warn};
 
 use super::Surroundings;
 use super::board::{DnsHandles, Part};
@@ -24,23 +25,32 @@ const RETRY: Duration = Duration::from_secs(1);
 /// How often the address is looked after.
 const CHECK: Duration = Duration::from_secs(2);
 
-/// Answers DNS until the daemon drains. A server that dies is bound again; nothing here ends the daemon.
+/// Answers DNS until the daemon drains. A server that dies is bound again, a panic is told and everything
+/// here is started anew: nothing here ends the daemon.
 pub(super) async fn run(around: Surroundings, subscriber: Subscriber) -> Result<()> {
     let zone = Arc::new(zone(&around.config)?);
-    let views: SharedView = Arc::new(ArcSwap::from_pointee(View::unsynced(Arc::clone(&zone))));
     let mut shutdown = around.shutdown.clone();
-    let work = async {
-        tokio::join!(
-            keep_view(zone, Arc::clone(&views), subscriber),
-            serve(&around, &views),
-            keep_address(&around)
-        );
-    };
-    tokio::select! {
-        () = work => {}
-        _ = shutdown.wait_for(|stop| *stop) => {}
+    loop {
+        let mut tasks = JoinSet::new();
+        tasks.spawn(work(around.clone(), Arc::clone(&zone), subscriber.clone()));
+        let ended = tokio::select! {
+            ended = tasks.join_next() => ended,
+            _ = shutdown.wait_for(|stop| *stop) => return Ok(()),
+        };
+        let Some(Err(panic)) = ended else { return Ok(()) };
+        around.board.set(Part::Dns, false, format!("starting again after a defect: {panic}"));
+        error!(%panic, "DNS hit a defect of netd and is started again; the other parts go on");
+        tokio::time::sleep(RETRY).await;
     }
-    Ok(())
+}
+
+async fn work(around: Surroundings, zone: Arc<Zone>, subscriber: Subscriber) {
+    let views: SharedView = Arc::new(ArcSwap::from_pointee(View::unsynced(Arc::clone(&zone))));
+    tokio::join!(
+        keep_view(zone, Arc::clone(&views), subscriber),
+        serve(&around, &views),
+        keep_address(&around)
+    );
 }
 
 fn zone(config: &Config) -> Result<Zone> {
@@ -107,9 +117,32 @@ async fn serve_once(around: &Surroundings, views: &SharedView) -> Result<()> {
         listen: addresses.clone(),
         domain: dns.domain.clone(),
     });
-    around.board.set(Part::Dns, true, format!("{} on {}", dns.domain, addresses.join(", ")));
-    server.run(Arc::clone(views), std::future::pending()).await?;
-    Ok(())
+    let forwarder = server.forwarder();
+    tokio::select! {
+        served = server.run(Arc::clone(views), std::future::pending()) => Ok(served?),
+        never = tell(around, views, &forwarder, &addresses) => match never {},
+    }
+}
+
+/// Says on the board how DNS is: ready once it can tell what does not exist, with a word on the upstreams.
+async fn tell(
+    around: &Surroundings,
+    views: &SharedView,
+    forwarder: &Forwarder,
+    addresses: &[String],
+) -> std::convert::Infallible {
+    let head = format!("{} on {}", around.config.dns.domain, addresses.join(", "));
+    loop {
+        let synced = views.load().is_synced();
+        let mut words = vec![head.clone()];
+        if !synced {
+            words.push("waiting for the first snapshot".to_owned());
+        }
+        words.extend(forwarder.notes());
+        around.board.set(Part::Dns, synced, words.join("; "));
+        // Until the first snapshot readiness is what somebody waits for.
+        tokio::time::sleep(if synced { CHECK } else { Duration::from_millis(20) }).await;
+    }
 }
 
 fn upstreams(dns: &DnsConfig) -> Result<Upstreams> {
