@@ -10,6 +10,7 @@
 //! | [`exec`] | other programs: short commands ([`Exec`]) and long-lived children ([`exec::Spawn`]) |
 //! | [`netns`] | network namespaces |
 //! | [`link`], [`netlink`] | links, addresses, routes, neighbours over rtnetlink |
+//! | [`conntrack`] | the connection tracking table |
 //! | [`sysctl`] | `/proc/sys` |
 //! | [`masquerade`] | the nftables rules that give packets of pods the node's address |
 //! | [`lock`], [`mod@file`] | file locks, atomic writes, the boot id |
@@ -18,6 +19,7 @@
 
 pub mod cgroup;
 pub mod clock;
+pub mod conntrack;
 mod error;
 pub mod exec;
 pub mod file;
