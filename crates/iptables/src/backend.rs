@@ -129,7 +129,10 @@ impl Dataplane for Iptables {
             applied.refused.extend(plan.family(*family).frontends.iter().map(refuse));
         }
         let mark = 1_u32 << self.config.masquerade_bit;
+        // Families share the kernel's generation: each is told what those before it made of it.
+        let mut steps = Vec::new();
         for plane in &mut self.planes {
+            steps.iter().for_each(|step| plane.follow(*step));
             let plan = plan.family(plane.tool.family);
             let settings = Settings {
                 mark,
@@ -137,11 +140,15 @@ impl Dataplane for Iptables {
                 affinity: plane.affinity(plan)?,
             };
             applied.changed += plane.apply(plan, settings, scope)?;
+            steps.extend(plane.take_moved());
             if let Some(program) = plane.program() {
                 applied.frontends += program.frontends();
                 applied.endpoints += program.endpoints();
                 applied.refused.extend(program.refused().cloned());
             }
+        }
+        for plane in &mut self.planes {
+            steps.iter().for_each(|step| plane.follow(*step));
         }
         self.sweep();
         Ok(applied)

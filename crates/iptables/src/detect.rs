@@ -60,6 +60,8 @@ pub(crate) trait Host: Send + Sync {
     fn find(&self, name: &str) -> Option<PathBuf>;
     /// Whether the kernel has a family.
     fn has_family(&self, family: Family) -> bool;
+    /// What asks for the generation of an implementation's rules.
+    fn generation(&self, variant: Implementation) -> fn() -> Option<u32>;
 }
 
 /// The host this process runs on.
@@ -74,6 +76,13 @@ impl Host for ThisHost {
         match family {
             Family::V4 => true,
             Family::V6 => std::path::Path::new("/proc/sys/net/ipv6").exists(),
+        }
+    }
+
+    fn generation(&self, variant: Implementation) -> fn() -> Option<u32> {
+        match variant {
+            Implementation::Nft => || netd_kernel::nftables::generation().ok(),
+            Implementation::Legacy => || None,
         }
     }
 }
@@ -113,7 +122,8 @@ fn find_tool(
         (find("save")?, find("restore")?, text)
     };
     let version = Version::parse(&text).unwrap_or_default();
-    Some(Tool { variant, family, version, save, restore, lock_wait, exec: Arc::clone(exec) })
+    let generation = host.generation(variant);
+    Some(Tool { variant, family, version, save, restore, lock_wait, exec: Arc::clone(exec), generation })
 }
 
 /// All tools this host has, v4 before v6.

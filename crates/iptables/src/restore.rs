@@ -19,6 +19,8 @@ pub(crate) struct Transaction {
     pub(crate) text: String,
     /// Rules, chains and jumps written or removed.
     pub(crate) changed: usize,
+    /// Tables committed.
+    pub(crate) commits: u32,
 }
 
 /// Chains and jumps of one table that a section writes and removes.
@@ -35,9 +37,10 @@ impl Section<'_> {
         self.write.is_empty() && self.insert.is_empty() && self.delete.is_empty() && self.remove.is_empty()
     }
 
-    fn render(&self, table: Table, text: &mut String) {
+    /// Appends the section and returns how many commits that takes.
+    fn render(&self, table: Table, text: &mut String) -> u32 {
         if self.is_empty() {
-            return;
+            return 0;
         }
         // Writing to a String does not fail.
         let _ = writeln!(text, "*{}", table.name());
@@ -63,6 +66,7 @@ impl Section<'_> {
             let _ = writeln!(text, "-X {name}");
         }
         text.push_str("COMMIT\n");
+        1
     }
 }
 
@@ -92,15 +96,15 @@ pub(crate) fn transaction(
     let nat = section(Table::Nat);
     let filter = section(Table::Filter);
     let mut text = String::new();
-    if nat.is_empty() {
-        filter.render(Table::Filter, &mut text);
+    let commits = if nat.is_empty() {
+        filter.render(Table::Filter, &mut text)
     } else {
         let (before, after) = split_refusals(installed, filter);
-        before.render(Table::Filter, &mut text);
-        nat.render(Table::Nat, &mut text);
-        after.render(Table::Filter, &mut text);
-    }
-    Transaction { text, changed }
+        before.render(Table::Filter, &mut text)
+            + nat.render(Table::Nat, &mut text)
+            + after.render(Table::Filter, &mut text)
+    };
+    Transaction { text, changed, commits }
 }
 
 /// Splits what filter does into additions, which go before nat, and removals, which go after it.

@@ -53,9 +53,16 @@ pub(crate) struct Tool {
     pub(crate) restore: PathBuf,
     pub(crate) lock_wait: Duration,
     pub(crate) exec: Arc<dyn Exec>,
+    /// Asks the kernel for the generation of its rules, where the variant has one.
+    pub(crate) generation: fn() -> Option<u32>,
 }
 
 impl Tool {
+    /// A number that every change of any rule makes grow; `None` where there is none.
+    pub(crate) fn generation(&self) -> Option<u32> {
+        (self.generation)()
+    }
+
     /// What the save program prints.
     pub(crate) fn save_text(&self) -> Result<String, ApplyError> {
         let output = self.run(&self.save, &[], b"")?;

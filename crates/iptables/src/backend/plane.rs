@@ -8,7 +8,7 @@ use netd_model::{FamilyPlan, Scope, Verdict};
 use tracing::{debug, warn};
 
 use crate::compile::{Chains, Program, Settings, compile};
-use crate::restore::transaction;
+use crate::restore::{Transaction, transaction};
 use crate::rule::{Match, Rule, Table, Target};
 use crate::ruleset::{ChainKey, InstalledJump, Line, Ruleset, parse_save, wanted_jumps};
 use crate::tool::Tool;
@@ -24,6 +24,12 @@ pub(super) struct Plane {
     pub(super) dialect: BTreeMap<ChainKey, (Vec<Line>, Vec<Line>)>,
     /// Whether the kernel has `xt_recent`; asked when first needed.
     affinity: Option<bool>,
+    /// Whether it is known how this iptables prints what is installed.
+    verified: bool,
+    /// The kernel's generation at which it was known to have `installed`; nf_tables only.
+    generation: Option<u32>,
+    /// From and to which generation each write led, where nobody else wrote meanwhile; not told yet.
+    moved: Vec<(u32, u32)>,
     /// Fingerprint of what was printed when all was last found intact.
     intact: Option<u64>,
 }
@@ -38,21 +44,34 @@ fn needs_affinity(plan: &FamilyPlan) -> bool {
 }
 
 impl Plane {
-    pub(super) const fn new(tool: Tool) -> Self {
-        Self { tool, installed: None, program: None, dialect: BTreeMap::new(), affinity: None, intact: None }
+    pub(super) fn new(tool: Tool) -> Self {
+        Self {
+            tool,
+            installed: None,
+            program: None,
+            dialect: BTreeMap::new(),
+            affinity: None,
+            verified: false,
+            generation: None,
+            moved: Vec::new(),
+            intact: None,
+        }
     }
 
     /// Forgets all it knows of the kernel.
     pub(super) fn forget(&mut self) {
-        self.installed = None;
-        self.program = None;
-        self.intact = None;
-        self.dialect.clear();
+        *self = Self { affinity: self.affinity, ..Self::new(self.tool.clone()) };
     }
 
     /// What was applied last; nothing before the first apply.
     pub(super) const fn program(&self) -> Option<&Program> {
         self.program.as_ref()
+    }
+
+    /// Whether the kernel's generation says that nobody else has changed a rule.
+    #[cfg(test)]
+    pub(super) fn is_known(&self) -> bool {
+        self.generation.is_some() && self.generation == self.tool.generation()
     }
 
     /// Reads what is installed, in this version's words where they are known to mean the same.
@@ -75,24 +94,51 @@ impl Plane {
         self.installed = None;
         self.program = None;
         self.intact = None;
-        self.installed = Some(self.read()?);
+        let before = self.tool.generation();
+        let found = self.read()?;
+        self.generation = self.tool.generation().filter(|now| Some(*now) == before);
+        self.installed = Some(found);
         Ok(())
     }
 
     /// Whether the kernel has what was applied last.
+    ///
+    /// With nf_tables that costs one question as long as nobody has changed a rule; otherwise all rules are
+    /// printed and compared.
     pub(super) fn is_intact(&mut self) -> Result<bool, ApplyError> {
-        let Some(expected) = self.installed.as_ref().filter(|expected| !expected.is_empty()) else {
+        if self.installed.as_ref().is_none_or(Ruleset::is_empty) {
             return Ok(true);
-        };
+        }
+        let now = self.tool.generation();
+        let is_ours_alone = now.is_some() && now == self.generation;
+        if is_ours_alone && self.verified {
+            return Ok(true);
+        }
         let text = self.tool.save_text()?;
         let fingerprint = fingerprint(&text);
         // Reading 100,000 rules takes long; telling that they are the same text does not.
         if self.intact == Some(fingerprint) {
+            self.generation = now;
             return Ok(true);
         }
-        let found = self.translate(parse_save(&text));
-        let is_intact = transaction(&found, &expected.chains, &wanted_jumps()).text.is_empty();
+        let found = parse_save(&text);
+        if is_ours_alone {
+            // Nobody but us wrote since: where words differ, it is how this iptables prints them.
+            let Some(chains) = self.installed.as_ref().map(|installed| installed.chains.clone()) else {
+                return Ok(true);
+            };
+            if self.learn(&chains, &found).is_err() {
+                return Ok(false);
+            }
+        }
+        let found = self.translate(found);
+        let is_intact = self
+            .installed
+            .as_ref()
+            .is_some_and(|expected| transaction(&found, &expected.chains, &wanted_jumps()).text.is_empty());
         self.intact = is_intact.then_some(fingerprint);
+        self.generation = now.filter(|_| is_intact);
+        self.verified |= is_intact;
         Ok(is_intact)
     }
 
@@ -115,13 +161,13 @@ impl Plane {
             return Ok(changed);
         }
         let (program, chains) = compile(plan, settings);
-        let changed = self.replace(chains, *scope == Scope::Full)?;
+        let changed = self.replace(chains)?;
         self.program = Some(program);
         Ok(changed)
     }
 
     /// Makes the kernel have `chains` and no others of ours.
-    pub(super) fn replace(&mut self, chains: Chains, verify: bool) -> Result<usize, ApplyError> {
+    fn replace(&mut self, chains: Chains) -> Result<usize, ApplyError> {
         let before = self.installed.take().unwrap_or_default();
         let change = transaction(&before, &chains, &wanted_jumps());
         if change.text.is_empty() {
@@ -129,11 +175,13 @@ impl Plane {
             return Ok(0);
         }
         debug!(family = %self.tool.family, changed = change.changed, "restoring rules");
-        if let Err(error) = self.tool.restore(&change.text) {
+        if let Err(error) = self.restore(&change) {
             return Err(self.judge(&before, error));
         }
-        if verify {
-            self.learn(&chains)?;
+        // Without generations nobody can tell later who wrote: look at once.
+        if self.generation.is_none() && !self.verified {
+            let found = self.tool.installed()?;
+            self.learn(&chains, &found)?;
         }
         let jumps = wanted_jumps().into_iter().map(InstalledJump::from).collect();
         self.installed = Some(Ruleset { chains, jumps });
@@ -151,7 +199,7 @@ impl Plane {
         let change = transaction(&part, wanted, &[]);
         if !change.text.is_empty() {
             debug!(family = %self.tool.family, changed = change.changed, "restoring rules of some services");
-            if let Err(error) = self.tool.restore(&change.text) {
+            if let Err(error) = self.restore(&change) {
                 return Err(self.judge(&before, error));
             }
         }
@@ -161,6 +209,34 @@ impl Plane {
         before.chains.extend(wanted.iter().map(|(key, lines)| (key.clone(), lines.clone())));
         self.installed = Some(before);
         Ok(change.changed)
+    }
+
+    /// Hands a change to the restore program, and keeps count of the kernel's generations.
+    fn restore(&mut self, change: &Transaction) -> Result<(), ApplyError> {
+        let known = self.generation.take().filter(|known| self.tool.generation() == Some(*known));
+        self.intact = None;
+        // Words known to be the same stay the same; others are to be looked at again.
+        self.verified &= self.dialect.is_empty();
+        self.tool.restore(&change.text)?;
+        // Each table is one transaction; had there been more, others would not be ours.
+        self.generation = known.and_then(|known| {
+            let now = self.tool.generation()?;
+            (now.wrapping_sub(known) <= change.commits).then_some(now)
+        });
+        self.moved.extend(known.zip(self.generation));
+        Ok(())
+    }
+
+    /// The generations that writes led from and to; each told once.
+    pub(super) fn take_moved(&mut self) -> Vec<(u32, u32)> {
+        std::mem::take(&mut self.moved)
+    }
+
+    /// Another family of ours wrote and nobody else: families share the generation.
+    pub(super) fn follow(&mut self, (from, to): (u32, u32)) {
+        if self.generation == Some(from) {
+            self.generation = Some(to);
+        }
     }
 
     /// A failed restore: tells a kernel that is not as we left it from one that refused.
@@ -181,10 +257,10 @@ impl Plane {
         }
     }
 
-    /// Reads back what was just written. Chains whose rules are printed in other words are remembered, so
-    /// that they do not look changed for ever; a chain with another number of rules is an error.
-    pub(super) fn learn(&mut self, written: &Chains) -> Result<(), ApplyError> {
-        let found = self.tool.installed()?;
+    /// Compares what was written with what is printed. Chains whose rules are printed in other words are
+    /// remembered, so that they do not look changed for ever; a chain with another number of rules is an
+    /// error.
+    pub(super) fn learn(&mut self, written: &Chains, found: &Ruleset) -> Result<(), ApplyError> {
         self.dialect.clear();
         for (key, meant) in written {
             match found.chains.get(key) {
@@ -209,6 +285,7 @@ impl Plane {
                 "this iptables prints rules in words that are new to netd"
             );
         }
+        self.verified = true;
         Ok(())
     }
 
@@ -217,7 +294,13 @@ impl Plane {
         match self.affinity {
             Some(known) => Ok(known),
             None if needs_affinity(plan) => {
+                let before = self.tool.generation();
                 let has = self.has_recent()?;
+                let after = self.tool.generation();
+                // Written and removed; had there been more, others would not be ours.
+                let step = before.zip(after).filter(|(from, to)| to.wrapping_sub(*from) <= 2);
+                self.moved.extend(step);
+                step.into_iter().for_each(|step| self.follow(step));
                 self.affinity = Some(has);
                 Ok(has)
             }

@@ -123,6 +123,10 @@ impl Host for OneVariant {
     fn has_family(&self, family: Family) -> bool {
         family == Family::V4
     }
+
+    fn generation(&self, _variant: Implementation) -> fn() -> Option<u32> {
+        || None
+    }
 }
 
 fn started(exec: &Arc<Imitation>) -> Iptables {
@@ -235,7 +239,8 @@ fn words_that_are_new_to_us_do_not_look_like_tampering() {
     assert!(!iptables.intact().unwrap());
     let plane = &mut iptables.planes[0];
     let written = plane.installed.clone().unwrap().chains;
-    plane.learn(&written).unwrap();
+    let found = plane.tool.installed().unwrap();
+    plane.learn(&written, &found).unwrap();
     assert!(iptables.intact().unwrap());
     exec.state.lock().unwrap().chains.get_mut(&key).unwrap().pop();
     assert!(!iptables.intact().unwrap());

@@ -27,6 +27,10 @@ impl Host for FakeHost {
     fn has_family(&self, family: Family) -> bool {
         family == Family::V4 || self.v6
     }
+
+    fn generation(&self, _variant: Implementation) -> fn() -> Option<u32> {
+        || None
+    }
 }
 
 struct FakeExec(BTreeMap<&'static str, String>);

@@ -96,6 +96,7 @@ fn a_plan_is_adopted_after_a_restart_and_cleanup_leaves_the_rules_of_others() {
             let applied = iptables.apply(&plan, &Scope::Full).unwrap();
             assert_eq!(applied.refused, []);
             assert!(applied.changed > 100, "{applied:?}");
+            assert!(iptables.intact().unwrap());
             assert!(iptables.planes.iter().all(|plane| plane.dialect.is_empty()), "words differ");
             assert!(iptables.intact().unwrap());
             let after = saved(variant);
@@ -164,6 +165,7 @@ fn changes_of_single_services_add_up_to_the_whole() {
                 plan.frontends.retain(|_, frontend| &*frontend.port.service.name != "far");
             };
             let mut plan = everything(Family::V4).change(alone).whole();
+            plan.v6 = everything(Family::V6).change(alone).build();
             let mut iptables = real(variant);
             iptables.apply(&plan, &Scope::Full).unwrap();
             let id = pool_id("web", Protocol::Tcp, PoolScope::Cluster);
@@ -174,9 +176,14 @@ fn changes_of_single_services_add_up_to_the_whole() {
             };
             plan.v4.pools.get_mut(&id).unwrap().endpoints.pop();
             assert_eq!(service(&plan, "web"), 3);
-            plan.v4.frontends.retain(|_, frontend| &*frontend.port.service.name != "dns");
-            assert!(service(&plan, "dns") > 3);
+            for part in [&mut plan.v4, &mut plan.v6] {
+                part.frontends.retain(|_, frontend| &*frontend.port.service.name != "dns");
+            }
+            assert!(service(&plan, "dns") > 6);
             assert_eq!(service(&plan, "dns"), 0);
+            // Nobody else wrote, and that is known without looking at the rules.
+            let is_known = iptables.planes.iter().all(|plane| plane.is_known());
+            assert_eq!(is_known, variant == Implementation::Nft);
             assert!(iptables.intact().unwrap());
             iptables.resync().unwrap();
             assert_eq!(iptables.apply(&plan, &Scope::Full).unwrap().changed, 0);
