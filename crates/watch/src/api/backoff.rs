@@ -33,6 +33,7 @@ pub(crate) enum Failure {
 pub(crate) struct Backoff {
     failures: u32,
     last: Option<Instant>,
+    refused: bool,
 }
 
 impl Backoff {
@@ -48,6 +49,13 @@ impl Backoff {
             self.reset();
         }
         self.last = Some(now);
+        let refused = failure == Failure::Refused;
+        if refused && !self.refused {
+            // A server that has just come back refuses until its own caches of roles are filled: it is asked again soon,
+            // however long it was away.
+            self.reset();
+        }
+        self.refused = refused;
         let doubled = FIRST.saturating_mul(1_u32.checked_shl(self.failures).unwrap_or(u32::MAX));
         self.failures = (self.failures + 1).min(16);
         let limit = match failure {
@@ -82,6 +90,20 @@ mod tests {
         assert!(backoff.next(Failure::Away) >= MAX_AWAY / 2);
         backoff.reset();
         assert!(backoff.next(Failure::Away) <= FIRST);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_server_that_refuses_after_it_was_away_is_asked_again_soon() {
+        let mut backoff = Backoff::default();
+        for _ in 0..20 {
+            backoff.next(Failure::Away);
+        }
+        assert!(backoff.next(Failure::Refused) <= FIRST);
+        assert!(backoff.next(Failure::Refused) <= FIRST * 2);
+        for _ in 0..20 {
+            backoff.next(Failure::Refused);
+        }
+        assert!(backoff.next(Failure::Refused) >= MAX_REFUSED / 2, "a refusal that lasts is not pressed");
     }
 
     #[tokio::test(start_paused = true)]

@@ -37,7 +37,11 @@ pub(super) struct Faults {
 pub(super) enum Streaming {
     #[default]
     Yes,
+    /// Refused with 422.
     Rejected,
+    /// An error event with 500, as with an old etcd.
+    Broken,
+    /// Taken for a plain watch.
     Ignored,
 }
 
@@ -315,6 +319,10 @@ async fn follow(
         return stream.write_all(b"0\r\n\r\n").await;
     }
     if faults.short_watches && !initial {
+        return stream.write_all(b"0\r\n\r\n").await;
+    }
+    if initial && faults.streaming == Streaming::Broken {
+        chunk(stream, &event_of("ERROR", &status(500, "InternalError"))).await?;
         return stream.write_all(b"0\r\n\r\n").await;
     }
     if initial {

@@ -167,8 +167,8 @@ impl Feed {
         let code = status.map_or(0, |status| status.code);
         let starting = matches!(error, watcher::Error::WatchStartFailed(_));
         // 500: a server whose etcd is older than 3.4.25 begins the stream and then cannot tell where the list ends.
-        if progress.streaming && progress.listing && matches!(code, 400 | 422 | 500) {
-            info!(%kind, "the server does not stream lists; using plain lists");
+        if progress.streaming && progress.listing && refuses_streaming(error, code) {
+            info!(%kind, error = chain(error), "the server does not stream lists; using plain lists");
             progress.streaming = false;
             return Step::Relist;
         }
@@ -255,6 +255,12 @@ fn status_of(error: &watcher::Error) -> Option<&Status> {
         | watcher::Error::WatchFailed(_)
         | watcher::Error::NoResourceVersion => None,
     }
+}
+
+/// True when the error is about the streaming list itself: the feature is off (a refused request), or the server
+/// cannot do it with its storage (an error event; etcd before 3.4.25 gives a 500).
+fn refuses_streaming(error: &watcher::Error, code: u16) -> bool {
+    matches!(code, 400 | 422) || (matches!(error, watcher::Error::WatchError(_)) && code != 410)
 }
 
 /// True when an event or a list could not be parsed at all.

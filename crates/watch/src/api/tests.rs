@@ -170,9 +170,12 @@ async fn nothing_leaves_while_one_kind_is_still_listed() {
 
 #[tokio::test]
 async fn servers_that_cannot_stream_lists_are_listed_in_pages() {
-    for (streaming, minor) in
-        [(Streaming::Rejected, "30"), (Streaming::Ignored, "36"), (Streaming::Rejected, "18+")]
-    {
+    for (streaming, minor) in [
+        (Streaming::Rejected, "30"),
+        (Streaming::Broken, "36"),
+        (Streaming::Ignored, "36"),
+        (Streaming::Rejected, "18+"),
+    ] {
         let server = filled().await;
         for i in 0..1203 {
             server.put("services", service(&format!("s{i}"), &format!("10.97.{}.{}", i / 250, i % 250 + 1)));

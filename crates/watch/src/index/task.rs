@@ -18,6 +18,8 @@ use crate::update::{Change, Publisher};
 pub(crate) const QUEUE: usize = 1024;
 /// How long a stored snapshot waits for the real one.
 const STORED_AFTER: Duration = Duration::from_secs(2);
+/// Time between two complaints about the same outage.
+const REMIND_AFTER: Duration = Duration::from_secs(60);
 /// Further events taken before the clock is looked at again.
 const BATCH: usize = 256;
 
@@ -66,6 +68,8 @@ struct Timing {
     burst: Option<(Instant, Instant)>,
     /// Since when a kind has been without contact.
     down: Option<Instant>,
+    /// When to complain again.
+    remind: Option<Instant>,
 }
 
 impl IndexTask {
@@ -76,7 +80,7 @@ impl IndexTask {
         options: Options,
         stored: Option<Snapshot>,
     ) -> Self {
-        let clock = Timing { started: Instant::now(), burst: None, down: None };
+        let clock = Timing { started: Instant::now(), burst: None, down: None, remind: None };
         Self {
             index: Index::default(),
             inbox,
@@ -176,13 +180,26 @@ impl IndexTask {
         } else if self.clock.down.is_none() && self.contact.values().any(Result::is_err) {
             self.clock.down = Some(Instant::now());
         }
+        self.log_contact(connected, error.as_deref());
         if connected != self.status.connected {
             self.status.connected = connected;
             self.status.since = SystemTime::now();
-            match &error {
-                Some(error) => warn!(source = self.status.source, error, "lost contact"),
-                None => info!(source = self.status.source, "in contact"),
+        }
+    }
+
+    /// Says what changed, and once a minute what is still wrong.
+    fn log_contact(&mut self, connected: bool, error: Option<&str>) {
+        let source = self.status.source.as_str();
+        if connected {
+            self.clock.remind = None;
+            if !self.status.connected {
+                info!(source, "in contact");
             }
+        } else if let Some(error) = error
+            && self.clock.remind.is_none_or(|due| due <= Instant::now())
+        {
+            self.clock.remind = Some(Instant::now() + REMIND_AFTER);
+            warn!(source, error, "no contact; what is known stays, retrying");
         }
     }
 
