@@ -31,6 +31,7 @@ pub mod monitor;
 pub mod mount;
 pub mod netlink;
 pub mod netns;
+pub mod nftables;
 pub mod process;
 pub mod sysctl;
 
