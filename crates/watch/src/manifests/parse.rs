@@ -41,11 +41,12 @@ pub(super) fn read_file(name: &str, path: &Path) -> Vec<Document> {
         Err(why) => return vec![problem(name, why)],
     };
     let mut documents = Vec::new();
+    let mut strings = Interner::default();
     for (index, (line, text)) in split(&text).into_iter().enumerate() {
         let place = format!("{name}#{}", index + 1);
         match parse(name, text) {
             Ok(Value::Null) => {}
-            Ok(value) => read_value(&place, value, &mut documents),
+            Ok(value) => read_value(&place, value, &mut strings, &mut documents),
             Err(error) => {
                 documents.push(problem(&place, format!("the document that begins in line {line}: {error}")));
             }
@@ -101,7 +102,7 @@ fn has_content(text: &str) -> bool {
 }
 
 /// Reads an object, or the items of a `List`.
-fn read_value(place: &str, value: Value, documents: &mut Vec<Document>) {
+fn read_value(place: &str, value: Value, strings: &mut Interner, documents: &mut Vec<Document>) {
     let text = |field: &str| value.get(field).and_then(Value::as_str).unwrap_or_default().to_owned();
     let (version, kind) = (text("apiVersion"), text("kind"));
     if kind.is_empty() || version.is_empty() {
@@ -115,24 +116,30 @@ fn read_value(place: &str, value: Value, documents: &mut Vec<Document>) {
         };
         for (index, item) in items.iter().enumerate() {
             let item = item_of_list(&version, &kind, item);
-            read_value(&format!("{place} items[{index}]"), item, documents);
+            read_value(&format!("{place} items[{index}]"), item, strings, documents);
         }
         return;
     }
     let entry = match (version.as_str(), kind.as_str()) {
-        ("v1", "Service") => object::<Service, _>(value, |wire, strings| service(&wire, strings).into()),
-        ("discovery.k8s.io/v1", "EndpointSlice") => {
-            object::<EndpointSlice, _>(value, |wire, strings| decode::slice(&slice(wire), strings).into())
+        ("v1", "Service") => {
+            object::<Service, _>(value, strings, |wire, strings| service(&wire, strings).into())
         }
-        ("v1", "Endpoints") => object::<Endpoints, _>(value, |wire, strings| {
+        ("discovery.k8s.io/v1", "EndpointSlice") => {
+            object::<EndpointSlice, _>(value, strings, |wire, strings| {
+                decode::slice(&slice(wire), strings).into()
+            })
+        }
+        ("v1", "Endpoints") => object::<Endpoints, _>(value, strings, |wire, strings| {
             let mut entry: Entry = decode::endpoints(&wire, strings).into();
             // A slice of the same name is another object.
             entry.key = ObjectName::new(entry.key.namespace, format!("endpoints:{}", entry.key.name));
             entry
         }),
-        ("v1", "Node") => object::<Node, _>(value, |wire, strings| decode::node(&wire, strings).into()),
+        ("v1", "Node") => {
+            object::<Node, _>(value, strings, |wire, strings| decode::node(&wire, strings).into())
+        }
         ("v1", "Namespace") => {
-            object::<Namespace, _>(value, |wire, strings| decode::namespace(&wire, strings).into())
+            object::<Namespace, _>(value, strings, |wire, strings| decode::namespace(&wire, strings).into())
         }
         (version, "EndpointSlice") if version.starts_with("discovery.k8s.io/") => {
             documents.push(problem(place, format!("EndpointSlice of {version}; use discovery.k8s.io/v1")));
@@ -166,14 +173,14 @@ fn item_of_list(version: &str, kind: &str, item: &Value) -> Value {
     item
 }
 
-fn object<B, F>(value: Value, decode: F) -> Result<Entry, String>
+fn object<B, F>(value: Value, strings: &mut Interner, decode: F) -> Result<Entry, String>
 where
     B: Body + DeserializeOwned + Defaulted,
     F: FnOnce(B, &mut Interner) -> Entry,
 {
     let mut wire: B = serde_path_to_error::deserialize(value).map_err(|error| error.to_string())?;
     wire.set_defaults();
-    Ok(decode(wire, &mut Interner::default()))
+    Ok(decode(wire, strings))
 }
 
 /// The API server gives a Service its address; here the author must.
