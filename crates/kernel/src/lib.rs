@@ -14,6 +14,7 @@
 //! | [`sysctl`] | `/proc/sys` |
 //! | [`masquerade`] | the nftables rules that give packets of pods the node's address |
 //! | [`lock`], [`mod@file`] | file locks, atomic writes, the boot id |
+//! | [`nftables`] | the generation of the nf_tables rules |
 //! | [`mount`], [`cgroup`] | bpffs and cgroup v2 |
 //! | `monitor` | what changed in the kernel (feature `monitor`) |
 

@@ -332,6 +332,84 @@ fn node() {
     }
 }
 
+/// Two pods behind a node, each on a link of its own, and the node's FORWARD policy DROP.
+fn behind_a_node(node: &Own, pods: [(&Own, &str); 2]) {
+    for (place, (pod, address)) in pods.iter().enumerate() {
+        let name = format!("pod{place}");
+        node.run(|| {
+            let mut netlink = Netlink::open().unwrap();
+            let spec = netd_kernel::netlink::VethSpec {
+                name: &name,
+                peer_name: "eth0",
+                peer_namespace: Some(pod.0.fd()),
+                ..Default::default()
+            };
+            let link = netlink.add_veth(&spec).unwrap();
+            netlink.set_up(link).unwrap();
+            let gateway: IpNetwork = "172.16.1.1/32".parse().unwrap();
+            netlink.add_address(link, gateway, true).unwrap();
+            netlink.add_route(&Route::to(format!("{address}/32").parse().unwrap()).dev(link)).unwrap();
+        });
+        pod.run(|| {
+            let mut netlink = Netlink::open().unwrap();
+            let link = netlink.link("eth0").unwrap().unwrap().index;
+            netlink.set_up(link).unwrap();
+            netlink.add_address(link, format!("{address}/32").parse().unwrap(), true).unwrap();
+            netlink.add_route(&Route::to("172.16.1.1/32".parse().unwrap()).dev(link)).unwrap();
+            netlink.add_route(&Route::default_via("172.16.1.1".parse().unwrap()).dev(link)).unwrap();
+        });
+    }
+    node.run(|| {
+        netd_kernel::sysctl::write("net/ipv4/ip_forward", "1").unwrap();
+        // So that a Service's address is routed, and a refusal comes from the rules.
+        let mut netlink = Netlink::open().unwrap();
+        let link = netlink.link("pod0").unwrap().unwrap().index;
+        netlink.add_route(&Route::to("0.0.0.0/0".parse().unwrap()).dev(link)).unwrap();
+    });
+}
+
+#[test]
+fn a_forward_policy_of_drop_does_not_stop_services() {
+    for variant in Implementation::ALL {
+        let [node, client, server] = [Own::new(), Own::new(), Own::new()];
+        behind_a_node(&node, [(&client, "172.16.1.2"), (&server, "172.16.1.3")]);
+        let listener = server.run(|| TcpListener::bind("172.16.1.3:8080").unwrap());
+        let id = pool_id("web", Protocol::Tcp, PoolScope::Cluster);
+        let verdict = VerdictBySource::same(balance(id.clone(), Masquerade::Hairpin));
+        let plan = PlanBuilder::new(Family::V4)
+            .pool(id, &["172.16.1.3"])
+            .frontend(
+                at("10.96.0.1", Protocol::Tcp, 80),
+                frontend(name("web", Protocol::Tcp), FrontendKind::ClusterIP, verdict),
+            )
+            .frontend(
+                at("10.96.0.2", Protocol::Tcp, 80),
+                frontend(
+                    name("none", Protocol::Tcp),
+                    FrontendKind::ClusterIP,
+                    VerdictBySource::same(Verdict::Reject),
+                ),
+            )
+            .whole();
+        node.run(|| {
+            run(&format!("iptables-{}", variant.word()), &["-w", "20", "-P", "FORWARD", "DROP"], "");
+            real(variant).apply(&plan, &Scope::Full).unwrap();
+        });
+        client.run(|| {
+            let target: SocketAddr = "10.96.0.1:80".parse().unwrap();
+            let stream = netd_kernel::clock::eventually(Duration::from_secs(10), || {
+                TcpStream::connect_timeout(&target, Duration::from_secs(1)).ok()
+            })
+            .expect("the Service answers");
+            let (_, peer) = listener.accept().unwrap();
+            assert_eq!(peer, stream.local_addr().unwrap(), "the pod sees its client");
+            let none = "10.96.0.2:80".parse().unwrap();
+            let refused = TcpStream::connect_timeout(&none, Duration::from_secs(5)).unwrap_err();
+            assert_eq!(refused.kind(), ErrorKind::ConnectionRefused, "{variant}: {refused}");
+        });
+    }
+}
+
 #[test]
 fn real_connections_are_balanced_and_refused() {
     for variant in Implementation::ALL {
