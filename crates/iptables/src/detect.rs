@@ -200,10 +200,12 @@ pub(crate) fn choose(
                     best = Some((evidence, variant));
                 }
             }
-            Err(error) => {
+            // It cannot run here at all; any other failure may pass and must not decide.
+            Err(error @ ApplyError::Config(_)) => {
                 debug!(%variant, %error, "an iptables variant does not work here");
                 failure = Some(error);
             }
+            Err(error) => return Err(error),
         }
     }
     match (best, failure) {

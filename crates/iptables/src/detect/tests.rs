@@ -112,6 +112,12 @@ fn a_variant_that_does_not_work_is_passed_over() {
 }
 
 #[test]
+fn a_passing_failure_does_not_decide_for_the_other_variant() {
+    let host = both(NFT, "fail: Resource temporarily unavailable", "");
+    assert!(matches!(chosen(&host, Variant::Auto), Err(ApplyError::Refused { .. })));
+}
+
+#[test]
 fn an_old_iptables_without_variants_is_legacy() {
     let host =
         FakeHost::with(&[("iptables", "iptables v1.6.1"), ("iptables-save", ""), ("iptables-restore", "")]);
