@@ -1,7 +1,8 @@
 //! netd on a real cluster, once for each dataplane, one cluster for all tests.
 //!
 //! `NETD_DATAPLANE` names the dataplanes to test, separated by commas. The arguments are those of any Rust test: a filter,
-//! `--list`, `--nocapture`. With `NETD_CLUSTER_HOLD` set, a failure leaves the cluster standing until Enter is pressed.
+//! `--list`, `--nocapture`. With `NETD_CLUSTER_HOLD` set, a failure leaves the cluster standing until Enter is pressed; with
+//! `NETD_CLUSTER_LOGS` set, the logs are kept without a failure as well.
 
 use std::env;
 use std::io;
@@ -93,8 +94,9 @@ fn perform(shared: &Shared, dataplane: Dataplane, scenario: Scenario) -> Result<
 /// Nothing may be left, whatever the tests did.
 fn finish(cluster: Cluster, failed: bool) -> Result<()> {
     let logs = cluster.run.logs();
-    let left = cluster.stop(failed)?;
-    if failed {
+    let keep = failed || env::var_os("NETD_CLUSTER_LOGS").is_some();
+    let left = cluster.stop(keep)?;
+    if keep {
         eprintln!("logs are kept in {}", logs.display());
     }
     if !left.is_empty() {

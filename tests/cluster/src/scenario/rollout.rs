@@ -31,6 +31,23 @@ pub(super) fn loads(web: &Web<'_>) -> Result<Vec<(String, Load)>> {
     Ok(loads)
 }
 
+/// One UDP socket in each probe's pod that stays open.
+fn open_datagrams(web: &Web<'_>) -> Result<Vec<(String, Load)>> {
+    let start = |probe: &Probe| {
+        let load = probe.load(Kind::OpenUdp, &web.service, RATE)?;
+        Ok((format!("{} open UDP", probe.place()), load))
+    };
+    web.probes.iter().map(start).collect()
+}
+
+/// Ends loads and prints what each counted, whatever that is.
+fn counted(loads: Vec<(String, Load)>) -> Result<()> {
+    for (what, load) in loads {
+        eprintln!("    {what}: {}", load.finish()?);
+    }
+    Ok(())
+}
+
 /// Ends loads, prints what each counted, and fails if any exchange failed.
 pub(super) fn none_failed(loads: Vec<(String, Load)>) -> Result<Vec<Report>> {
     let mut failed = Vec::new();
@@ -52,6 +69,7 @@ pub(super) fn rolling_update(cluster: &Cluster) -> Result<()> {
     let web = Web::up(cluster)?;
     let before = web.pods()?;
     let loads = loads(&web)?;
+    let open = open_datagrams(&web)?;
     let round = before.first().map(|pod| pod.name.clone()).unwrap_or_default();
     let patch = json!({"spec": {"template": {"metadata": {"annotations": {"replaces": round}}}}}).to_string();
     cluster.kubectl(&["-n", NAMESPACE, "patch", "deployment", "web", "-p", &patch])?;
@@ -59,6 +77,7 @@ pub(super) fn rolling_update(cluster: &Cluster) -> Result<()> {
     web.wait_pods(REPLICAS)?;
     let after = web.pods()?;
     ensure!(after.iter().all(|pod| before.iter().all(|old| old.name != pod.name)), "all pods are new");
+    counted(open)?;
     for report in none_failed(loads)? {
         let of = |pods: &[super::web::Pod]| pods.iter().any(|pod| report.answers.contains_key(&pod.name));
         ensure!(of(&before) && of(&after), "old and new pods answered: {:?}", report.answers);
