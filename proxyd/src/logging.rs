@@ -20,7 +20,9 @@ pub(crate) enum LogFormat {
 /// # Errors
 /// When the filter is not understood.
 pub(crate) fn start(filter: &str, format: LogFormat) -> Result<()> {
-    let filter = EnvFilter::try_new(filter)
+    // The client logs each failed try as an error; what netd makes of it is told by netd_watch, once.
+    let quiet = if filter.contains("kube") { filter.to_owned() } else { format!("{filter},kube_client=off") };
+    let filter = EnvFilter::try_new(quiet)
         .with_context(|| format!("--log {filter:?}: try info, debug or netd_dns=trace,info"))?;
     let colour = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
     let builder =
