@@ -164,8 +164,10 @@ pub(crate) fn clean(dir: &Path, detach: impl Fn(&Path) -> Result<(), Error>) -> 
         match is_own_mount(dir) {
             Ok(false) => {}
             Ok(true) => {
+                // Lazily: a child that another thread is just starting has our descriptors until it executes
+                // its program, and would keep the mount busy.
                 note(
-                    umount2(dir, MntFlags::empty())
+                    umount2(dir, MntFlags::MNT_DETACH)
                         .map_err(|errno| Error::file("unmount", dir)(errno.into())),
                 );
             }
