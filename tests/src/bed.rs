@@ -16,8 +16,12 @@ use netd_model::{Family, PoolEndpoint};
 
 /// The word after which the test binary is a lab agent.
 pub const AGENT: &str = "lab-agent";
-/// Ports that every pod but the first serves, each by a server of its own: number, TCP, UDP.
-const SERVED: [(u16, bool, bool); 3] = [(8080, true, false), (9090, true, false), (5353, true, true)];
+/// A port that pods serve by a server of its own: number, TCP, UDP.
+type Served = (u16, bool, bool);
+/// What every pod but the first serves for the conformance suite.
+const ALL_PORTS: &[Served] = &[(8080, true, false), (9090, true, false), (5353, true, true)];
+/// What it serves where one port is enough.
+const ONE_PORT: &[Served] = &[(8080, true, false)];
 /// Names of labs are this, the process number and a tag.
 const PREFIX: &str = "nd-";
 /// Where labs of this binary have their state, and nobody else's do.
@@ -35,11 +39,23 @@ pub struct Bed {
 }
 
 impl Bed {
-    /// Builds the site; `tag` tells beds of one process apart.
+    /// Builds the site for the whole suite; `tag` tells beds of one process apart.
     ///
     /// # Errors
     /// When this process is not root, or a namespace, link, address, route or server cannot be made.
     pub fn build(tag: &str) -> Result<Self> {
+        Self::serving(tag, ALL_PORTS)
+    }
+
+    /// Builds the site with pods that serve TCP port 8080 only.
+    ///
+    /// # Errors
+    /// As [`Bed::build`].
+    pub fn with_one_port(tag: &str) -> Result<Self> {
+        Self::serving(tag, ONE_PORT)
+    }
+
+    fn serving(tag: &str, ports: &[Served]) -> Result<Self> {
         let name = format!("{PREFIX}{}-{tag}", std::process::id());
         let program = std::env::current_exe().context("find this program")?;
         let machine = |name: &str, address: fn(Family) -> IpAddr, pods: Option<fn(Family) -> IpNetwork>| {
@@ -74,7 +90,8 @@ impl Bed {
         let other = lab.node(site::OTHER_NODE)?;
         let remote = (1..=site::REMOTE_PODS).map(|number| add_pod(other, number, site::remote_pod));
         let remote = remote.collect::<Result<Vec<_>>>()?;
-        let servers = pods.iter().skip(1).chain(&remote).map(serve).collect::<Result<Vec<_>>>()?;
+        let servers =
+            pods.iter().skip(1).chain(&remote).map(|pod| serve(pod, ports)).collect::<Result<Vec<_>>>()?;
         Ok(Self { lab, pods, _servers: servers.into_iter().flatten().collect() })
     }
 
@@ -158,15 +175,15 @@ fn add_pod(node: &Node, number: u8, address: fn(u8, Family) -> IpAddr) -> Result
     node.add_plain_pod(&spec).with_context(|| format!("add {name}"))
 }
 
-fn serve(pod: &Pod) -> Result<Vec<AgentHandle>> {
+fn serve(pod: &Pod, ports: &[Served]) -> Result<Vec<AgentHandle>> {
     let number = pod.name().trim_start_matches('p');
-    let servers = SERVED.map(|(port, tcp, udp)| {
+    let servers = ports.iter().map(|&(port, tcp, udp)| {
         let only = |wanted: bool| if wanted { vec![port] } else { Vec::new() };
         let name = format!("{}-pod-{number}:{port}", pod.node());
         pod.serve(Serve { name: name.clone(), tcp: only(tcp), udp: only(udp), stay: false })
             .with_context(|| format!("serve {name}"))
     });
-    servers.into_iter().collect()
+    servers.collect()
 }
 
 /// Leads Service addresses to the node under test, and the other node's answers to the outside back through

@@ -8,6 +8,8 @@ use anyhow::{Context as _, Result};
 use netd_dataplane::Dataplane;
 use netd_dataplane::conformance::site::{self, Actor};
 use netd_dataplane::conformance::{Abilities, Row, Ruling, Scenario, Step, check_trace};
+use netd_kernel::conntrack::Conntrack;
+use netd_kernel::netlink;
 use netd_lab::Place as _;
 use netd_lab::agent::Connect;
 use netd_lab::traffic::Outcome;
@@ -84,6 +86,7 @@ fn try_step(rig: &mut Rig<'_>, before: Option<&Step>, step: &Step) -> Result<Vec
     let node = bed.node()?;
     let (applied, rulings) = node.run(|| -> Result<_> {
         let applied = backend.apply(&plan, &scope)?;
+        forget_flows()?;
         let trace = |row| check_trace(&**backend, abilities, &plan, &applied, row);
         let rulings: Vec<Result<Ruling, String>> = step.rows.iter().map(trace).collect();
         Ok((applied, rulings))
@@ -111,6 +114,18 @@ fn try_step(rig: &mut Rig<'_>, before: Option<&Step>, step: &Step) -> Result<Vec
         }
     }
     Ok(failures)
+}
+
+/// Makes the calling thread's namespace forget the flows it tracks. A socket of an earlier step had, sooner or
+/// later, the port that a socket of this one gets, and its datagrams would go where that one's went.
+fn forget_flows() -> Result<()> {
+    let mut conntrack = Conntrack::open()?;
+    for family in [netlink::Family::V4, netlink::Family::V6] {
+        for flow in conntrack.flows(family, |_| true)? {
+            conntrack.forget(&flow)?;
+        }
+    }
+    Ok(())
 }
 
 /// Makes the row's connections and compares every answer with the oracle; the inner error says what differs.

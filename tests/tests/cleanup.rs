@@ -86,7 +86,7 @@ pub(crate) fn trials(kinds: &[Kind]) -> Vec<Trial> {
 }
 
 fn leaves_foreign_rules(kind: Kind) -> Result<()> {
-    let bed = Bed::build(&format!("foreign-{kind}"))?;
+    let bed = Bed::with_one_port(&format!("foreign-{kind}"))?;
     let node = bed.node()?;
     let home = Home::of(node);
     let mut before = Vec::new();
@@ -124,7 +124,7 @@ fn leaves_foreign_rules(kind: Kind) -> Result<()> {
 
 /// After cleanup a second instance finds nothing, and the Service is no longer served.
 fn leaves_nothing(kind: Kind) -> Result<()> {
-    let bed = Bed::build(&format!("clean-{kind}"))?;
+    let bed = Bed::with_one_port(&format!("clean-{kind}"))?;
     let node = bed.node()?;
     let home = Home::of(node);
     let plan = plan_with(&[1], 1);

@@ -5,6 +5,7 @@
 mod cleanup;
 mod conformance;
 mod harness;
+mod increments;
 mod restart;
 
 use std::process::ExitCode;
@@ -33,6 +34,7 @@ fn main() -> ExitCode {
     let mut trials = conformance::trials(&beds);
     trials.extend(cleanup::trials(&kinds));
     trials.extend(restart::trials(&kinds));
+    trials.extend(increments::trials(&kinds));
     trials.extend(harness::trials());
     let conclusion = libtest_mimic::run(&arguments, trials);
     beds.close();

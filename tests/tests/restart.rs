@@ -47,7 +47,7 @@ struct Stage {
 
 impl Stage {
     fn build(kind: Kind, tag: &str) -> Result<Self> {
-        let bed = Bed::build(&format!("{tag}-{kind}"))?;
+        let bed = Bed::with_one_port(&format!("{tag}-{kind}"))?;
         let home = Home::of(bed.node()?);
         Ok(Self { bed, home })
     }
