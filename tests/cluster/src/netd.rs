@@ -111,14 +111,21 @@ pub fn wait_ready(machine: &Machine, binaries: &Binaries) -> Result<()> {
     })
 }
 
+/// Reads `netd status -o json`.
+///
+/// # Errors
+/// When netd does not answer.
+pub fn status(machine: &Machine) -> Result<Value> {
+    let text = machine.check(&[PROGRAM, "status", "--config", CONFIG, "-o", "json"], "")?;
+    serde_json::from_str(&text).context("netd status prints JSON")
+}
+
 /// Makes sure that netd programs Services with the dataplane it was told to use.
 ///
 /// # Errors
 /// When its status names another.
 pub fn uses(machine: &Machine, dataplane: Dataplane) -> Result<()> {
-    let text = machine.check(&[PROGRAM, "status", "--config", CONFIG, "-o", "json"], "")?;
-    let status: Value = serde_json::from_str(&text).context("netd status prints JSON")?;
-    let name = &status["dataplane"]["name"];
+    let name = &status(machine)?["dataplane"]["name"];
     ensure!(*name == dataplane.to_string(), "netd on {} uses {name}, not {dataplane}", machine.name());
     Ok(())
 }

@@ -1,12 +1,15 @@
 //! Who reaches whom when nothing is wrong.
 
+use std::time::Duration;
+
 use anyhow::{Context, Result, ensure};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::web::{NAMESPACE, Pod, REPLICAS, Web, answer};
 use crate::cluster::Cluster;
 use crate::control_plane::DOMAIN;
 use crate::probe::{Kind, Probe};
+use crate::tool::eventually;
 
 pub(super) fn pods(cluster: &Cluster) -> Result<()> {
     let web = Web::up(cluster)?;
@@ -69,6 +72,37 @@ pub(super) fn names(cluster: &Cluster) -> Result<()> {
                 Ok(found) => anyhow::bail!("{missing} is {found:?}"),
                 Err(failure) => ensure!(failure.kind == "not-found", "{missing}: {failure}"),
             }
+        }
+    }
+    Ok(())
+}
+
+pub(super) fn name_made_again(cluster: &Cluster) -> Result<()> {
+    let web = Web::up(cluster)?;
+    let service = json!({
+        "apiVersion": "v1", "kind": "Service",
+        "metadata": {"name": "again", "namespace": NAMESPACE},
+        "spec": {"selector": {"app": "web"}, "ports": [{"port": 80, "targetPort": 8080}]},
+    });
+    for _ in 0..3 {
+        cluster.apply(std::slice::from_ref(&service))?;
+        let object = cluster.get(&["-n", NAMESPACE, "service", "again"])?;
+        let address = object["spec"]["clusterIP"].as_str().context("again has a ClusterIP")?;
+        for probe in &web.probes {
+            eventually("the name of a new Service", Duration::from_secs(1), || {
+                let found = lookup(probe, "A", "again")?;
+                ensure!(found == [address], "again is {found:?}, not {address}");
+                Ok(())
+            })?;
+        }
+        cluster.kubectl(&["-n", NAMESPACE, "delete", "service", "again"])?;
+        // Asked while it is away, so that whoever remembers that there is no such name would be found out.
+        for probe in &web.probes {
+            eventually("no name of a deleted Service", Duration::from_secs(1), || {
+                let found = probe.lookup("A", "again")?;
+                ensure!(found.is_err(), "again is {found:?}, and deleted");
+                Ok(())
+            })?;
         }
     }
     Ok(())
