@@ -1,7 +1,6 @@
 //! ADD: attaches a container to the network, all of it or nothing.
 
-use std::net::IpAddr;
-
+use ipnetwork::IpNetwork;
 use netd_ipam::{Error as IpamError, Lease};
 use netd_kernel::{Mac, Namespace, Netlink};
 
@@ -21,7 +20,8 @@ use crate::result::{AddResult, Address, Interface};
 /// # Errors
 /// Nothing of this call is left when it fails, unless the details say so.
 pub fn add(call: &Call, config: &Config) -> Result<AddResult, CniError> {
-    refuse_wishes(call, config)?;
+    refuse_wishes(config)?;
+    refuse_previous(config)?;
     let namespace = call.open_namespace()?;
     let ranges = NodeRanges::of(config)?;
     check_routes(config, &ranges)?;
@@ -35,9 +35,12 @@ pub fn add(call: &Call, config: &Config) -> Result<AddResult, CniError> {
     let attachment = Attachment {
         network: &config.network,
         lease: &lease,
+        mac: config.wishes.mac.unwrap_or_else(|| naming::pod_mac(attachment::first_address(&lease))),
         gateways: &gateways,
+        default_route: config.default_route,
         routes: &config.routes,
         hairpin: config.hairpin,
+        detect_duplicates: config.detect_duplicates,
     };
     match attachment.wire(&mut netlink, &bridge, &namespace) {
         Ok(wired) => Ok(result(call, config, &bridge, &wired, &attachment)),
@@ -58,17 +61,17 @@ fn undo(call: &Call, config: &Config, netlink: &mut Netlink, error: CniError) ->
     failures.into_iter().fold(error, |error, failure| error.and(format!("and it was not undone: {failure}")))
 }
 
-fn refuse_wishes(call: &Call, config: &Config) -> Result<(), CniError> {
-    if config.previous.is_some() {
-        return Err(CniError::new(Code::InvalidConfig, "netd must be the first plugin of its list")
-            .and("prevResult is set: put the plugin that made it behind netd"));
-    }
-    let wish = config.unsupported_wish.map(|wish| format!("runtimeConfig.{wish}"));
-    let Some(wish) = wish.or(call.unsupported_argument.map(|key| format!("CNI_ARGS {key}"))) else {
-        return Ok(());
-    };
-    Err(CniError::new(Code::UnsupportedField, format!("{wish} is not supported"))
+fn refuse_wishes(config: &Config) -> Result<(), CniError> {
+    let Some(wish) = config.wishes.unsupported else { return Ok(()) };
+    Err(CniError::new(Code::UnsupportedField, format!("runtimeConfig.{wish} is not supported"))
         .and("declare the capability for a plugin that has it and stands behind netd in the list"))
+}
+
+/// Refuses a prevResult that the result could not be put behind, before anything is done.
+fn refuse_previous(config: &Config) -> Result<(), CniError> {
+    let nothing =
+        AddResult { interfaces: vec![], addresses: vec![], routes: vec![], dns: config.dns.clone() };
+    nothing.to_json(config.version, config.previous.as_ref()).map(drop)
 }
 
 /// An extra route without a gateway needs one of the pod's.
@@ -100,7 +103,8 @@ fn refuse_taken_interface(call: &Call, namespace: &Namespace) -> Result<(), CniE
 }
 
 fn allocate(call: &Call, config: &Config, ranges: &NodeRanges) -> Result<Lease, CniError> {
-    let taken = leases::open(config)?.allocate(&call.owner, call.pod.as_ref(), &ranges.pools);
+    let wanted = &config.wishes.addresses;
+    let taken = leases::open(config)?.allocate_wanted(&call.owner, call.pod.as_ref(), &ranges.pools, wanted);
     taken.map_err(|error| {
         if matches!(error, IpamError::Exists { .. }) {
             CniError::new(Code::Exists, "the container has an address of this network")
@@ -110,16 +114,21 @@ fn allocate(call: &Call, config: &Config, ranges: &NodeRanges) -> Result<Lease, 
             CniError::new(Code::TryAgainLater, format!("network {} has no free address", config.network))
                 .because(error)
                 .and("remove pods from this node or give it a larger podCIDR")
+        } else if matches!(error, IpamError::Outside { .. }) {
+            CniError::new(Code::InvalidConfig, "the address asked for cannot be given").because(error)
+        } else if matches!(error, IpamError::InUse { .. }) {
+            CniError::new(Code::TryAgainLater, "the address asked for is not free").because(error)
         } else {
             leases::failed(&error)
         }
     })
 }
 
-/// The gateway of each address of the lease, in the same order.
-pub fn gateways_of(lease: &Lease, ranges: &NodeRanges) -> Vec<IpAddr> {
-    let gateway = |address: &IpAddr| ranges.pools.iter().find_map(|pool| pool.range_of(*address));
-    lease.addresses.iter().filter_map(gateway).map(|range| range.gateway()).collect()
+/// The gateway of each address of the lease, with the subnet's prefix, in the same order.
+pub fn gateways_of(lease: &Lease, ranges: &NodeRanges) -> Vec<IpNetwork> {
+    let range = |address| ranges.pools.iter().find_map(|pool| pool.range_of(address));
+    let ranges = lease.addresses.iter().filter_map(|address| range(*address));
+    ranges.filter_map(|range| IpNetwork::new(range.gateway(), range.subnet().prefix()).ok()).collect()
 }
 
 fn wiring_error(call: &Call, cause: &netd_kernel::Error) -> CniError {
@@ -144,19 +153,20 @@ fn result(
     let link =
         |name: &str, mac: Mac, sandbox| Interface { name: name.to_owned(), mac, mtu: bridge.mtu, sandbox };
     let pairs = attachment.lease.addresses.iter().zip(attachment.gateways);
-    let defaults = attachment.gateways.iter().filter_map(|gateway| {
+    let defaults = attachment.gateways.iter().filter(|gateway| attachment.wants_default(gateway));
+    let defaults = defaults.filter_map(|gateway| {
         let any = if gateway.is_ipv4() { "0.0.0.0/0" } else { "::/0" };
-        Some(ExtraRoute { dst: any.parse().ok()?, gw: Some(*gateway) })
+        Some(ExtraRoute { dst: any.parse().ok()?, gw: Some(gateway.ip()) })
     });
     let extra = attachment.routes_with_gateway().map(|(dst, gateway)| ExtraRoute { dst, gw: Some(gateway) });
     AddResult {
         interfaces: vec![
             link(&config.bridge, bridge.mac, None),
             link(&wired.host_name, naming::host_mac(first), None),
-            link(&call.owner.interface, naming::pod_mac(first), sandbox),
+            link(&call.owner.interface, attachment.mac, sandbox),
         ],
         addresses: pairs
-            .map(|(address, gateway)| Address { address: (*address).into(), gateway: Some(*gateway) })
+            .map(|(address, gateway)| Address { address: (*address).into(), gateway: Some(gateway.ip()) })
             .collect(),
         routes: defaults.chain(extra).collect(),
         dns: config.dns.clone(),

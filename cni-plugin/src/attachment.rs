@@ -7,12 +7,13 @@
 //! Everything is found again by the attachment alone: the host's end by its name, the lease by its owner.
 
 use std::net::IpAddr;
+use std::time::Duration;
 
 use ipnetwork::IpNetwork;
 use netd_ipam::{Lease, Owner};
 use netd_kernel::link::{Ifindex, Link};
 use netd_kernel::netlink::{Batch, Route, VethSpec};
-use netd_kernel::{Namespace, Netlink, sysctl};
+use netd_kernel::{Clock, Mac, Namespace, Netlink, SystemClock, sysctl};
 
 use crate::config::ExtraRoute;
 use crate::naming;
@@ -20,6 +21,8 @@ use crate::node::Bridge;
 
 /// The pod's own loopback link.
 const LOOPBACK: &str = "lo";
+/// How long duplicate detection may take; a second or two with the kernel's defaults.
+const DETECTION: Duration = Duration::from_secs(10);
 
 /// What is to be wired.
 #[derive(Debug)]
@@ -28,12 +31,18 @@ pub struct Attachment<'a> {
     pub network: &'a str,
     /// The owner and its addresses.
     pub lease: &'a Lease,
-    /// The gateway of each address, in the same order.
-    pub gateways: &'a [IpAddr],
+    /// The MAC address of the pod's end.
+    pub mac: Mac,
+    /// The gateway of each address with the subnet's prefix, in the same order.
+    pub gateways: &'a [IpNetwork],
+    /// Whether there is to be a default route that `routes` does not name.
+    pub default_route: bool,
     /// Routes besides the default routes.
     pub routes: &'a [ExtraRoute],
     /// Whether frames may leave by the port they came in by.
     pub hairpin: bool,
+    /// Whether IPv6 addresses wait for duplicate detection.
+    pub detect_duplicates: bool,
 }
 
 /// A link of a pod as it was made.
@@ -64,12 +73,12 @@ impl Attachment<'_> {
             master: Some(bridge.index),
             alias: Some(&alias),
             peer_name: &self.lease.owner.interface,
-            peer_mac: Some(naming::pod_mac(first)),
+            peer_mac: Some(self.mac),
             peer_namespace: Some(namespace.fd()),
         })?;
         let mut batch = Batch::new();
         for address in &self.lease.addresses {
-            batch.add_neighbour(bridge.index, *address, naming::pod_mac(first), true);
+            batch.add_neighbour(bridge.index, *address, self.mac, true);
         }
         if self.hairpin {
             batch.set_hairpin(index, true);
@@ -97,15 +106,29 @@ impl Attachment<'_> {
         }
         batch.set_up(link.index);
         for address in &self.lease.addresses {
-            batch.add_address(link.index, IpNetwork::from(*address), true);
+            batch.add_address(link.index, IpNetwork::from(*address), !self.detect_duplicates);
         }
         netlink.send(&batch)?;
-        add_routes(&mut netlink, &self.routes_over(link.index))
+        add_routes(&mut netlink, &self.routes_over(link.index))?;
+        if self.detect_duplicates { await_addresses(&mut netlink, link.index) } else { Ok(()) }
+    }
+
+    /// Whether the pod gets a default route through its own gateway in this one's family.
+    pub fn wants_default(&self, gateway: &IpNetwork) -> bool {
+        let named = |route: &ExtraRoute| route.dst.prefix() == 0 && route.dst.is_ipv4() == gateway.is_ipv4();
+        self.default_route && !self.routes.iter().any(named)
     }
 
     fn routes_over(&self, link: Ifindex) -> Vec<Route> {
         let own = self.gateways.iter().flat_map(|gateway| {
-            [Route::to(IpNetwork::from(*gateway)).dev(link), Route::default_via(*gateway).dev(link)]
+            // Without a default route the other pods of the subnet are still reached, through the gateway.
+            let subnet = IpNetwork::new(gateway.network(), gateway.prefix()).unwrap_or(*gateway);
+            let onward = if self.wants_default(gateway) {
+                Route::default_via(gateway.ip())
+            } else {
+                Route::to(subnet).via(gateway.ip())
+            };
+            [Route::to(IpNetwork::from(gateway.ip())).dev(link), onward.dev(link)]
         });
         let extra = self.routes_with_gateway();
         own.chain(extra.map(|(to, gateway)| Route::to(to).via(gateway).dev(link).onlink())).collect()
@@ -124,7 +147,7 @@ impl Attachment<'_> {
 
     /// The extra routes, each with a gateway: its own, else the pod's of the same family.
     pub fn routes_with_gateway(&self) -> impl Iterator<Item = (IpNetwork, IpAddr)> + '_ {
-        let of_family = |v4| self.gateways.iter().copied().find(|gateway| gateway.is_ipv4() == v4);
+        let of_family = |v4| self.gateways.iter().map(IpNetwork::ip).find(|gateway| gateway.is_ipv4() == v4);
         self.routes
             .iter()
             .filter_map(move |route| Some((route.dst, route.gw.or_else(|| of_family(route.dst.is_ipv4()))?)))
@@ -132,6 +155,26 @@ impl Attachment<'_> {
 
     fn first_address(&self) -> IpAddr {
         first_address(self.lease)
+    }
+}
+
+/// Waits until the kernel knows that nobody else has the link's addresses (RFC 4862, section 5.4).
+fn await_addresses(netlink: &mut Netlink, link: Ifindex) -> netd_kernel::Result<()> {
+    let action = || "wait for duplicate address detection".to_owned();
+    let deadline = SystemClock.now() + DETECTION;
+    loop {
+        let addresses = netlink.addresses(Some(link))?;
+        if let Some(taken) = addresses.iter().find(|address| address.duplicate) {
+            let detail = format!("{} is in use by another machine", taken.prefix);
+            return Err(netd_kernel::Error::Protocol { action: action(), detail });
+        }
+        if !addresses.iter().any(|address| address.tentative) {
+            return Ok(());
+        }
+        if SystemClock.now() >= deadline {
+            return Err(netd_kernel::Error::Timeout { action: action(), limit: DETECTION, hint: None });
+        }
+        std::thread::sleep(Duration::from_millis(10));
     }
 }
 

@@ -1,10 +1,12 @@
 //! What the runtime says in the environment: CNI spec, section "Parameters".
 
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use netd_ipam::{Owner, Pod};
-use netd_kernel::Namespace;
+use netd_kernel::{Mac, Namespace};
 
+use crate::config::{address, machine_mac};
 use crate::error::{CniError, Code};
 
 /// The longest name of a network interface in bytes (`IFNAMSIZ` without the final zero).
@@ -42,8 +44,10 @@ pub struct Call {
     pub pod: Option<Pod>,
     /// Whether the check that the namespace is not the host's is switched off.
     pub allow_own_namespace: bool,
-    /// An address or MAC asked for in `CNI_ARGS`, which this plugin does not grant: its key.
-    pub unsupported_argument: Option<&'static str>,
+    /// Addresses asked for in `CNI_ARGS`.
+    pub addresses: Vec<IpAddr>,
+    /// The MAC address asked for in `CNI_ARGS`.
+    pub mac: Option<Mac>,
 }
 
 impl Call {
@@ -77,7 +81,8 @@ impl Call {
             pod: None,
             allow_own_namespace: set("CNI_NETNS_OVERRIDE")
                 .is_some_and(|v| v == "1" || v.eq_ignore_ascii_case("true")),
-            unsupported_argument: None,
+            addresses: Vec::new(),
+            mac: None,
         };
         if !required.is_empty() {
             call.owner.container = container_id(set("CNI_CONTAINERID").unwrap_or_default())?;
@@ -99,8 +104,11 @@ impl Call {
                 "K8S_POD_NAMESPACE" => value.clone_into(&mut pod.namespace),
                 "K8S_POD_NAME" => value.clone_into(&mut pod.name),
                 "K8S_POD_UID" => value.clone_into(&mut pod.uid),
-                "IP" => self.unsupported_argument = Some("IP"),
-                "MAC" => self.unsupported_argument = Some("MAC"),
+                "IP" => {
+                    let all: Option<Vec<IpAddr>> = value.split(',').map(address).collect();
+                    self.addresses = all.ok_or_else(|| argument(key, value))?;
+                }
+                "MAC" => self.mac = Some(machine_mac(value).ok_or_else(|| argument(key, value))?),
                 _ => {}
             }
         }
@@ -147,6 +155,10 @@ impl Call {
 pub fn own_namespace(path: &Path) -> CniError {
     CniError::new(Code::InvalidNamespace, format!("CNI_NETNS {} is the host's own namespace", path.display()))
         .and("give the container's, or set CNI_NETNS_OVERRIDE=1 if that is meant")
+}
+
+fn argument(key: &str, value: &str) -> CniError {
+    invalid(format!("CNI_ARGS {key} {:?} is not valid", shorten(value)))
 }
 
 fn is_own(namespace: &Namespace) -> netd_kernel::Result<bool> {
@@ -257,7 +269,12 @@ mod tests {
         let pod = call.unwrap().unwrap().pod.unwrap();
         assert_eq!((pod.namespace.as_str(), pod.name.as_str(), pod.uid.as_str()), ("ns", "web-0", "u"));
         assert_eq!(add(("CNI_ARGS", "nonsense")).unwrap_err().code, Code::InvalidEnvironment);
-        assert_eq!(add(("CNI_ARGS", "IP=10.0.0.5")).unwrap().unwrap().unsupported_argument, Some("IP"));
+        let call = add(("CNI_ARGS", "IP=10.0.0.5/24;MAC=02:00:00:00:00:07")).unwrap().unwrap();
+        assert_eq!(call.addresses, ["10.0.0.5".parse::<IpAddr>().unwrap()]);
+        assert_eq!(call.mac, Some(Mac([2, 0, 0, 0, 0, 7])));
+        for wrong in ["IP=x", "IP=", "MAC=1", "MAC=01:00:00:00:00:07", "MAC=00:00:00:00:00:00"] {
+            assert_eq!(add(("CNI_ARGS", wrong)).unwrap_err().code, Code::InvalidEnvironment, "{wrong}");
+        }
     }
 
     #[test]

@@ -1,9 +1,11 @@
 //! CHECK: says whether everything that ADD made is still there, and what is not.
 
+use std::net::IpAddr;
+
 use ipnetwork::IpNetwork;
 use netd_ipam::{Lease, Ledger};
 use netd_kernel::netlink::RouteFilter;
-use netd_kernel::{Namespace, Netlink};
+use netd_kernel::{Mac, Namespace, Netlink};
 
 use crate::add::gateways_of;
 use crate::attachment;
@@ -72,15 +74,30 @@ fn pod_faults(
         faults.push("an address lies outside the node's ranges".to_owned());
     }
     let routes: Vec<IpNetwork> = config.routes.iter().map(|route| route.dst).collect();
-    let inside = namespace.run(|| inside_faults(&call.owner.interface, lease, &gateways, &routes));
+    let named = |gateway: &IpNetwork| {
+        config.routes.iter().any(|r| r.dst.prefix() == 0 && r.dst.is_ipv4() == gateway.is_ipv4())
+    };
+    let defaults = gateways.iter().filter(|gateway| config.default_route && !named(gateway));
+    let wanted = Wanted {
+        mac: previous.mac.unwrap_or_else(|| naming::pod_mac(attachment::first_address(lease))),
+        defaults: defaults.map(IpNetwork::ip).collect(),
+    };
+    let inside = namespace.run(|| inside_faults(&call.owner.interface, lease, &wanted, &routes));
     faults.extend(inside.and_then(|found| found).map_err(|e| unusable(&e))?);
     Ok(faults)
+}
+
+/// What the pod's end is to have besides its addresses.
+struct Wanted {
+    mac: Mac,
+    /// Gateways of default routes.
+    defaults: Vec<IpAddr>,
 }
 
 fn inside_faults(
     name: &str,
     lease: &Lease,
-    gateways: &[std::net::IpAddr],
+    wanted: &Wanted,
     routes: &[IpNetwork],
 ) -> netd_kernel::Result<Vec<String>> {
     let mut netlink = Netlink::open()?;
@@ -91,9 +108,8 @@ fn inside_faults(
     if !link.up {
         faults.push("it is down".to_owned());
     }
-    let mac = naming::pod_mac(attachment::first_address(lease));
-    if link.mac != Some(mac) {
-        faults.push(format!("its MAC address is not {mac}"));
+    if link.mac != Some(wanted.mac) {
+        faults.push(format!("its MAC address is not {}", wanted.mac));
     }
     let present = netlink.addresses(Some(link.index))?;
     for address in lease.addresses.iter().filter(|a| !present.iter().any(|p| p.prefix.ip() == **a)) {
@@ -101,7 +117,7 @@ fn inside_faults(
     }
     // Over whatever link: of two interfaces with one gateway the first has the routes.
     let table = netlink.routes(RouteFilter::default())?;
-    for gateway in gateways {
+    for gateway in &wanted.defaults {
         let default =
             |r: &netd_kernel::netlink::Route| r.destination.prefix() == 0 && r.gateway == Some(*gateway);
         if !table.iter().any(default) {

@@ -10,12 +10,27 @@ use netd_ipam::{Owner, Pool, Range};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::call::is_plain_name;
+use crate::call::{Call, is_plain_name};
 use crate::error::{CniError, Code};
 use crate::version::Version;
 
+mod document;
+mod resolv;
+mod wishes;
+
+use document::{Document, RangeDocument};
+pub use wishes::{Wishes, address, machine_mac};
+
 /// What a configuration may call this plugin: runtimes look for a program of that name.
-pub const TYPES: [&str; 2] = ["netd", "netd-cni"];
+pub const TYPES: [&str; 3] = ["netd", "netd-cni", REFERENCE];
+/// The reference plugin whose configurations are read with its defaults.
+const REFERENCE: &str = "bridge";
+/// The bridge of the reference plugin unless its configuration names another.
+const REFERENCE_BRIDGE: &str = "cni0";
+/// The reference address plugin whose configurations are read with its defaults.
+const HOST_LOCAL: &str = "host-local";
+/// Where host-local keeps its files, a directory a network.
+const HOST_LOCAL_DIRECTORY: &str = "/var/lib/cni/networks";
 /// The bridge unless the configuration names another.
 pub const DEFAULT_BRIDGE: &str = "netd0";
 /// Where the daemon says what the node's ranges are.
@@ -24,9 +39,6 @@ pub const DEFAULT_RANGES_FILE: &str = "/run/netd/podcidrs.json";
 pub const DEFAULT_COOL_DOWN: Duration = Duration::from_secs(30);
 /// The longest configuration that is read, in bytes.
 pub const MAX_LENGTH: u64 = 4 << 20;
-
-/// Capabilities whose wishes this plugin does not grant: granting nothing silently would lose them.
-const UNSUPPORTED_WISHES: [&str; 5] = ["portMappings", "bandwidth", "ips", "ipRanges", "mac"];
 
 /// A configuration that can be meant.
 #[derive(Debug, Clone)]
@@ -45,6 +57,14 @@ pub struct Config {
     pub keep: Vec<IpNetwork>,
     /// Whether frames may leave by the port they came in by.
     pub hairpin: bool,
+    /// Whether the bridge takes every frame for its own.
+    pub promiscuous: bool,
+    /// Whether an address of the bridge that stands in the way is taken away.
+    pub force_address: bool,
+    /// Whether IPv6 addresses wait for duplicate detection.
+    pub detect_duplicates: bool,
+    /// Whether the pod gets a default route that the configuration does not spell out.
+    pub default_route: bool,
     /// Ranges written in the configuration; empty when [`Config::ranges_file`] is to be asked.
     pub pools: Vec<Pool>,
     /// Where the daemon writes the node's ranges.
@@ -53,6 +73,8 @@ pub struct Config {
     pub routes: Vec<ExtraRoute>,
     /// The directory of the ledger.
     pub directory: PathBuf,
+    /// host-local's directory of this network, whose leases a new ledger begins with.
+    pub import: Option<PathBuf>,
     /// How long a released address rests.
     pub cool_down: Duration,
     /// DNS settings to pass through to the runtime.
@@ -61,8 +83,8 @@ pub struct Config {
     pub previous: Option<Value>,
     /// The attachments that GC is to leave; `None` when the runtime told none.
     pub valid: Option<Vec<Owner>>,
-    /// A wish in `runtimeConfig` that this plugin does not grant.
-    pub unsupported_wish: Option<&'static str>,
+    /// What the runtime wishes for this attachment.
+    pub wishes: Wishes,
 }
 
 /// A route of the pod that the configuration asks for.
@@ -89,58 +111,6 @@ pub struct Dns {
     pub search: Vec<String>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub options: Vec<String>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct Document {
-    #[expect(dead_code, reason = "read before everything else")]
-    cni_version: Option<String>,
-    name: Option<String>,
-    #[serde(rename = "type")]
-    kind: String,
-    bridge: Option<String>,
-    mtu: Option<u32>,
-    ip_masq: Option<bool>,
-    #[serde(rename = "clusterCIDRs", default)]
-    cluster_cidrs: Vec<IpNetwork>,
-    #[serde(rename = "nonMasqueradeCIDRs", default)]
-    non_masquerade_cidrs: Vec<IpNetwork>,
-    hairpin_mode: Option<bool>,
-    #[serde(default)]
-    ipam: Ipam,
-    #[serde(default)]
-    dns: Dns,
-    prev_result: Option<Value>,
-    #[serde(default)]
-    runtime_config: Map<String, Value>,
-    #[serde(rename = "capabilities")]
-    _capabilities: Option<Map<String, Value>>,
-    #[serde(rename = "args")]
-    _args: Option<Value>,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct Ipam {
-    #[serde(rename = "type")]
-    kind: Option<String>,
-    #[serde(default)]
-    ranges: Vec<Vec<RangeDocument>>,
-    ranges_file: Option<PathBuf>,
-    #[serde(default)]
-    routes: Vec<ExtraRoute>,
-    data_dir: Option<PathBuf>,
-    cool_down_seconds: Option<u32>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct RangeDocument {
-    subnet: IpNetwork,
-    range_start: Option<std::net::IpAddr>,
-    range_end: Option<std::net::IpAddr>,
-    gateway: Option<std::net::IpAddr>,
 }
 
 /// One entry of `cni.dev/valid-attachments`.
@@ -220,40 +190,110 @@ impl Config {
     }
 
     fn check(version: Version, valid: Option<Vec<Owner>>, document: Document) -> Result<Self, CniError> {
-        let network = document.name.ok_or_else(|| invalid("the network configuration has no name"))?;
+        let network =
+            document.name.clone().ok_or_else(|| invalid("the network configuration has no name"))?;
         if !is_plain_name(&network) || network.len() > 200 {
             return Err(invalid(format!("network name {network:?} is not valid")));
         }
         if !TYPES.contains(&document.kind.as_str()) {
             return Err(unknown_type(&document.kind));
         }
-        let ipam = document.ipam;
-        if let Some(kind) = ipam.kind.filter(|kind| kind != "netd") {
-            return Err(
-                invalid(format!("ipam.type {kind:?} is not supported")).and("leave it out or set it to netd")
-            );
+        document.refuse_impossible()?;
+        let ours = document.kind != REFERENCE;
+        let gateway = document.is_gateway == Some(true) || document.is_default_gateway == Some(true);
+        if !(ours || gateway) {
+            return Err(invalid("a bridge without isGateway is not supported")
+                .and("pods reach each other through the bridge's address: set isGateway"));
         }
-        let pools = pools_of(&ipam.ranges)?;
+        let wishes = Wishes::read(&document.runtime_config, document.args.as_ref())?;
+        let addresses = Addresses::of(&document, &network)?;
         let keep = [document.cluster_cidrs, document.non_masquerade_cidrs].concat();
         Ok(Self {
             version,
-            network,
-            bridge: bridge_name(document.bridge)?,
+            bridge: bridge_name(document.bridge, if ours { DEFAULT_BRIDGE } else { REFERENCE_BRIDGE })?,
             mtu: mtu(document.mtu)?,
-            masquerade: document.ip_masq.unwrap_or(true),
+            masquerade: document.ip_masq.unwrap_or(ours),
             keep,
-            hairpin: document.hairpin_mode.unwrap_or(true),
-            pools,
-            ranges_file: ipam.ranges_file.unwrap_or_else(|| DEFAULT_RANGES_FILE.into()),
-            routes: ipam.routes,
-            directory: absolute(ipam.data_dir, netd_ipam::DEFAULT_DIRECTORY)?,
-            cool_down: ipam.cool_down_seconds.map_or(DEFAULT_COOL_DOWN, |s| Duration::from_secs(s.into())),
-            dns: document.dns,
+            hairpin: document.hairpin_mode.unwrap_or(ours && !document.promisc_mode),
+            promiscuous: document.promisc_mode,
+            force_address: document.force_address,
+            detect_duplicates: document.enabledad,
+            default_route: document.is_default_gateway.unwrap_or(ours),
+            pools: addresses.pools,
+            ranges_file: document.ipam.ranges_file.unwrap_or_else(|| DEFAULT_RANGES_FILE.into()),
+            routes: document.ipam.routes,
+            directory: addresses.directory,
+            import: addresses.import,
+            cool_down: addresses.cool_down,
+            dns: dns(&wishes, document.dns, document.ipam.resolv_conf.as_deref())?,
             previous: document.prev_result.filter(|result| !result.is_null()),
             valid,
-            unsupported_wish: wish_in(&document.runtime_config),
+            wishes,
+            network,
         })
     }
+
+    /// Adds what the call's environment wishes.
+    pub fn hear(&mut self, call: &Call) {
+        self.wishes.or(&call.addresses, call.mac);
+    }
+}
+
+/// Where a pod's addresses come from.
+struct Addresses {
+    pools: Vec<Pool>,
+    directory: PathBuf,
+    import: Option<PathBuf>,
+    cool_down: Duration,
+}
+
+impl Addresses {
+    fn of(document: &Document, network: &str) -> Result<Self, CniError> {
+        let ipam = &document.ipam;
+        let host_local = match ipam.kind.as_deref() {
+            Some(HOST_LOCAL) => true,
+            Some("netd") => false,
+            None if document.kind != REFERENCE => false,
+            None => {
+                return Err(invalid("a bridge without ipam.type is not supported").and("pods need addresses"));
+            }
+            Some(kind) => {
+                return Err(invalid(format!("ipam.type {kind:?} is not supported"))
+                    .and("leave it out or set it to netd"));
+            }
+        };
+        let ranges = [wishes::ranges(&document.runtime_config)?, ipam.all_ranges()?].concat();
+        if host_local && ranges.is_empty() {
+            return Err(invalid("ipam.type host-local has no ranges").and("set ipam.ranges"));
+        }
+        let default = if host_local { HOST_LOCAL_DIRECTORY } else { netd_ipam::DEFAULT_DIRECTORY };
+        let directory = absolute(ipam.data_dir.clone(), default)?;
+        let import = match &ipam.import_dir {
+            Some(path) => Some(absolute(Some(path.clone()), "")?),
+            None => host_local.then(|| directory.clone()),
+        };
+        Ok(Self {
+            pools: pools_of(&ranges)?,
+            directory,
+            import: import.map(|path| path.join(network)),
+            cool_down: ipam.cool_down_seconds.map_or(DEFAULT_COOL_DOWN, |s| Duration::from_secs(s.into())),
+        })
+    }
+}
+
+/// DNS settings: each from the first who says something of it: the runtime, the configuration, `ipam.resolvConf`.
+fn dns(wishes: &Wishes, configured: Dns, file: Option<&Path>) -> Result<Dns, CniError> {
+    let written = match file.filter(|_| configured == Dns::default()) {
+        Some(path) => resolv::read(path)?,
+        None => configured,
+    };
+    let first = |wish: &Vec<String>, other: Vec<String>| if wish.is_empty() { other } else { wish.clone() };
+    Ok(Dns {
+        nameservers: first(&wishes.dns.nameservers, written.nameservers),
+        domain: written.domain,
+        search: first(&wishes.dns.search, written.search),
+        options: first(&wishes.dns.options, written.options),
+    })
 }
 
 /// Takes the keys out that the runtime's library adds for GC; both spellings are in use.
@@ -289,8 +329,8 @@ fn pools_of(documents: &[Vec<RangeDocument>]) -> Result<Vec<Pool>, CniError> {
     Ok(pools)
 }
 
-fn bridge_name(name: Option<String>) -> Result<String, CniError> {
-    let name = name.unwrap_or_else(|| DEFAULT_BRIDGE.to_owned());
+fn bridge_name(name: Option<String>, default: &str) -> Result<String, CniError> {
+    let name = name.unwrap_or_else(|| default.to_owned());
     if name.len() > 15 || !is_plain_name(&name) {
         return Err(invalid(format!("bridge {name:?} is no name for a link")));
     }
@@ -311,18 +351,7 @@ fn absolute(path: Option<PathBuf>, default: &str) -> Result<PathBuf, CniError> {
     if path.is_absolute() {
         return Ok(path);
     }
-    Err(invalid(format!("ipam.dataDir {} is not an absolute path", path.display())))
-}
-
-fn wish_in(runtime: &Map<String, Value>) -> Option<&'static str> {
-    let empty = |value: &Value| match value {
-        Value::Null => true,
-        Value::Array(items) => items.is_empty(),
-        Value::Object(items) => items.is_empty(),
-        Value::String(text) => text.is_empty(),
-        Value::Bool(_) | Value::Number(_) => false,
-    };
-    UNSUPPORTED_WISHES.into_iter().find(|wish| runtime.get(*wish).is_some_and(|value| !empty(value)))
+    Err(invalid(format!("ipam: directory {} is not an absolute path", path.display())))
 }
 
 /// The error of a configuration that is for another plugin.

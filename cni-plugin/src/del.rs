@@ -9,6 +9,7 @@ use crate::attachment;
 use crate::call::{Call, own_namespace};
 use crate::config::Config;
 use crate::error::{CniError, Code};
+use crate::import;
 use crate::leases;
 use crate::naming;
 
@@ -44,7 +45,11 @@ pub fn remove(netlink: &mut Netlink, config: &Config, owner: &Owner) -> Vec<Stri
         known.as_ref().map_or_else(|| addresses_of_link(netlink, owner), |lease| lease.addresses.clone());
     let unwired = attachment::unwire(netlink, &config.bridge, owner, &addresses);
     failures.extend(unwired.iter().map(ToString::to_string));
-    if known.is_some() && unwired.is_empty() {
+    if let Some(lease) = known.filter(|_| unwired.is_empty()) {
+        // First the copy: after a kill in between, the next call finds the lease again.
+        if let Some(directory) = &config.import {
+            failures.extend(import::forget(directory, &lease).err().map(|error| error.to_string()));
+        }
         let released =
             leases::open(config).and_then(|mut ledger| ledger.release(owner).map_err(|e| leases::failed(&e)));
         failures.extend(released.err().map(|error| error.to_string()));

@@ -5,6 +5,7 @@ use netd_kernel::Netlink;
 
 use crate::config::Config;
 use crate::error::{CniError, Code};
+use crate::import;
 use crate::naming;
 
 /// Opens and locks the ledger; what was damaged is told on standard error.
@@ -18,7 +19,7 @@ pub fn open(config: &Config) -> Result<Ledger, CniError> {
         cool_down: config.cool_down,
         now: Moment::now().map_err(|e| failed(&e))?,
     };
-    let (ledger, opened) = Ledger::open(options, || live(&config.network)).map_err(|e| failed(&e))?;
+    let (ledger, opened) = Ledger::open(options, || live(config)).map_err(|e| failed(&e))?;
     if let Some((kept, reason)) = opened.damaged {
         eprintln!(
             "netd-cni: the ledger of network {} was damaged ({reason}): kept as {}, {} leases found in the kernel",
@@ -30,17 +31,23 @@ pub fn open(config: &Config) -> Result<Ledger, CniError> {
     Ok(ledger)
 }
 
-/// Opens the ledger if there is one: where nothing was ever added, nothing is to be made.
+/// Opens the ledger if there is one, or leases to begin one with: where nothing was ever added, nothing is to be made.
 pub fn open_existing(config: &Config) -> Result<Option<Ledger>, CniError> {
     let path = Ledger::path_of(&config.directory, &config.network);
-    if path.symlink_metadata().is_err() { Ok(None) } else { open(config).map(Some) }
+    let import = config.import.as_deref().is_some_and(std::path::Path::is_dir);
+    if path.symlink_metadata().is_err() && !import { Ok(None) } else { open(config).map(Some) }
 }
 
-/// The leases that the host's links show, by their aliases.
-fn live(network: &str) -> netd_kernel::Result<Vec<Lease>> {
+/// The leases that the host's links show, by their aliases, and behind them those that host-local gave in this boot.
+fn live(config: &Config) -> netd_kernel::Result<Vec<Lease>> {
     let links = Netlink::open()?.links()?;
     let aliases = links.iter().filter_map(|link| link.alias.as_deref());
-    Ok(aliases.filter_map(|alias| naming::lease_from_alias(network, alias)).collect())
+    let mut all: Vec<Lease> =
+        aliases.filter_map(|alias| naming::lease_from_alias(&config.network, alias)).collect();
+    if let Some(directory) = &config.import {
+        all.extend(import::leases(directory)?);
+    }
+    Ok(all)
 }
 
 /// The error of a ledger that does not work.

@@ -10,6 +10,7 @@
 //! | [`naming`] | names and MAC addresses that follow from the attachment alone |
 //! | [`node`] | the bridge, forwarding and masquerade: shared by all pods, ensured by each ADD |
 //! | [`attachment`] | one pod's link, address and routes: wired, unwired |
+//! | [`import`] | leases that the host-local plugin gave before |
 //! | [`leases`] | the ledger, with the leases that the kernel shows as its second memory |
 //! | [`add`], [`del`], [`check`], [`gc`], [`status`] | the verbs |
 //! | [`loopback`] | the plugin of that name, for runtimes that call one |
@@ -25,6 +26,7 @@ pub mod config;
 pub mod del;
 pub mod error;
 pub mod gc;
+pub mod import;
 pub mod leases;
 pub mod loopback;
 pub mod naming;

@@ -51,7 +51,7 @@ fn add(call: &Call, envelope: &Envelope) -> Result<String, CniError> {
     let link = Interface { name: NAME.to_owned(), mac: Mac([0; 6]), mtu: 65_536, sandbox };
     let addresses = addresses.iter().map(|found| Address { address: found.prefix, gateway: None }).collect();
     let result = AddResult { interfaces: vec![link], addresses, routes: Vec::new(), dns: Dns::default() };
-    Ok(result.to_json(envelope.version))
+    result.to_json(envelope.version, None)
 }
 
 fn check(call: &Call) -> Result<(), CniError> {

@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use ipnetwork::IpNetwork;
 use netd_kernel::link::{Ifindex, Link};
 use netd_kernel::masquerade::{self, Masquerade, State};
-use netd_kernel::netlink::{Batch, BridgeSpec};
+use netd_kernel::netlink::{Address, Batch, BridgeSpec};
 use netd_kernel::{Mac, Netlink, sysctl};
 
 use crate::config::Config;
@@ -41,7 +41,7 @@ pub fn prepare(netlink: &mut Netlink, config: &Config, ranges: &NodeRanges) -> R
         None => uplink_mtu(netlink).map_err(|e| wiring("the MTU of the uplink cannot be found out", &e))?,
     };
     let link = bridge(netlink, config, ranges, mtu)?;
-    bring_up(netlink, &link, ranges)
+    bring_up(netlink, config, &link, ranges)
         .map_err(|e| wiring(&format!("bridge {} cannot be made ready", config.bridge), &e))?;
     set_parameters(netlink, config, ranges).map_err(|e| wiring("a kernel parameter cannot be set", &e))?;
     if config.masquerade {
@@ -129,16 +129,34 @@ fn is_bridge(link: Link) -> Result<Link, CniError> {
 }
 
 /// Switches the bridge on and gives it the gateway addresses that it lacks.
-fn bring_up(netlink: &mut Netlink, link: &Link, ranges: &NodeRanges) -> netd_kernel::Result<()> {
+fn bring_up(
+    netlink: &mut Netlink,
+    config: &Config,
+    link: &Link,
+    ranges: &NodeRanges,
+) -> netd_kernel::Result<()> {
     if ranges.has_ipv6() {
         sysctl::write(&format!("net/ipv6/conf/{}/disable_ipv6", link.name), "0")?;
     }
     let mut batch = Batch::new();
-    for gateway in missing_gateways(netlink, link, ranges)? {
+    let present = netlink.addresses(Some(link.index))?;
+    for address in in_the_way(&present, config, ranges) {
+        if !config.force_address && link.alias.as_deref() != Some(naming::BRIDGE_ALIAS) {
+            let what = format!("address {address} of the bridge; forceAddress replaces it");
+            return Err(netd_kernel::Error::Invalid { what });
+        }
+        if config.force_address {
+            batch.delete_address(link.index, address);
+        }
+    }
+    for gateway in missing_among(&present, ranges) {
         batch.add_address(link.index, gateway, true);
     }
     if !link.up {
         batch.set_up(link.index);
+    }
+    if config.promiscuous {
+        batch.set_promiscuous(link.index, true);
     }
     match netlink.send(&batch) {
         // Another call gave it the address meanwhile.
@@ -152,9 +170,26 @@ fn missing_gateways(
     link: &Link,
     ranges: &NodeRanges,
 ) -> netd_kernel::Result<Vec<IpNetwork>> {
-    let present = netlink.addresses(Some(link.index))?;
+    Ok(missing_among(&netlink.addresses(Some(link.index))?, ranges))
+}
+
+fn missing_among(present: &[Address], ranges: &NodeRanges) -> Vec<IpNetwork> {
     let missing = |gateway: &IpNetwork| !present.iter().any(|address| address.prefix == *gateway);
-    Ok(ranges.gateways().into_iter().filter(missing).collect())
+    ranges.gateways().into_iter().filter(missing).collect()
+}
+
+/// Addresses of the bridge in the subnet of a gateway that it lacks; with `forceAddress` every other IPv4 address, as
+/// with the reference plugin.
+fn in_the_way(present: &[Address], config: &Config, ranges: &NodeRanges) -> Vec<IpNetwork> {
+    let (gateways, missing) = (ranges.gateways(), missing_among(present, ranges));
+    let others = present.iter().filter(|a| !a.link_local && !gateways.contains(&a.prefix)).map(|a| a.prefix);
+    let blocks = |address: &IpNetwork, gateway: &IpNetwork| {
+        address.is_ipv4() == gateway.is_ipv4()
+            && (address.contains(gateway.ip())
+                || gateway.contains(address.ip())
+                || (config.force_address && address.is_ipv4()))
+    };
+    others.filter(|address| missing.iter().any(|gateway| blocks(address, gateway))).collect()
 }
 
 /// Forwarding on; no redirects, since pods of one node are to reach each other through the host (see `attachment`);

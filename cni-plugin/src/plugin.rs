@@ -66,11 +66,15 @@ fn run(call: &Call, bytes: &[u8]) -> Result<Answer, CniError> {
 
 fn run_netd(call: &Call, envelope: Envelope) -> Result<Answer, CniError> {
     let quiet = |()| Answer { text: String::new(), config: None };
-    let config = Config::read(envelope)?;
+    let mut config = Config::read(envelope)?;
+    config.hear(call);
     match call.verb {
         Verb::Add => {
             let result = add::add(call, &config)?;
-            Ok(Answer { text: result.to_json(config.version), config: Some(config) })
+            Ok(Answer {
+                text: result.to_json(config.version, config.previous.as_ref())?,
+                config: Some(config),
+            })
         }
         Verb::Del => del::del(call, &config).map(quiet),
         Verb::Check => check::check(call, &config).map(quiet),

@@ -11,6 +11,8 @@ use crate::config::{Dns, ExtraRoute};
 use crate::error::{CniError, Code};
 use crate::version::Version;
 
+mod merge;
+
 /// A link that an ADD made or uses.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Interface {
@@ -47,17 +49,19 @@ pub struct AddResult {
 }
 
 impl AddResult {
-    /// Writes the result in the version that the configuration asks for.
-    pub fn to_json(&self, version: Version) -> String {
-        let mut body = match version {
-            Version::V0_1_0 | Version::V0_2_0 => self.by_family(),
-            Version::V0_3_0 | Version::V0_3_1 | Version::V0_4_0 | Version::V1_0_0 | Version::V1_1_0 => {
-                self.by_interface(version)
-            }
-        };
-        body.insert("cniVersion".to_owned(), json!(version.name()));
+    /// Writes the result in the version that the configuration asks for, behind that of the plugins before this one.
+    ///
+    /// # Errors
+    /// Code 6 when `previous` is no result of that version.
+    pub fn to_json(&self, version: Version, previous: Option<&Value>) -> Result<String, CniError> {
+        let families = matches!(version, Version::V0_1_0 | Version::V0_2_0);
+        let mut body = if families { self.by_family() } else { self.by_interface(version) };
         body.insert("dns".to_owned(), json!(self.dns));
-        Value::Object(body).to_string()
+        if let Some(previous) = previous {
+            body = merge::behind(previous, body, families)?;
+        }
+        body.insert("cniVersion".to_owned(), json!(version.name()));
+        Ok(Value::Object(body).to_string())
     }
 
     /// 0.1.0 and 0.2.0 know one address a family and no interfaces.
@@ -117,6 +121,8 @@ fn interface(link: &Interface, version: Version) -> Value {
 pub struct Previous {
     /// The addresses of the interface that is checked.
     pub addresses: Vec<IpNetwork>,
+    /// Its MAC address, where the result tells it.
+    pub mac: Option<Mac>,
 }
 
 #[derive(Deserialize)]
@@ -133,6 +139,8 @@ struct PreviousInterface {
     name: String,
     #[serde(default)]
     sandbox: String,
+    #[serde(default)]
+    mac: String,
 }
 
 #[derive(Deserialize)]
@@ -149,14 +157,13 @@ impl Previous {
     pub fn read(result: &Value, name: &str) -> Result<Self, CniError> {
         let document = PreviousDocument::deserialize(result)
             .map_err(|e| CniError::new(Code::Decode, "prevResult is not valid").because(e))?;
+        let is_it = |link: &PreviousInterface| link.name == name && !link.sandbox.is_empty();
         let on_interface = |address: &PreviousAddress| {
-            address
-                .interface
-                .and_then(|place| document.interfaces.get(place))
-                .is_some_and(|link| link.name == name && !link.sandbox.is_empty())
+            address.interface.and_then(|place| document.interfaces.get(place)).is_some_and(is_it)
         };
         let addresses = document.ips.iter().filter(|a| on_interface(a)).map(|a| a.address).collect();
-        Ok(Self { addresses })
+        let mac = document.interfaces.iter().find(|link| is_it(link)).and_then(|link| link.mac.parse().ok());
+        Ok(Self { addresses, mac })
     }
 }
 
@@ -191,7 +198,7 @@ mod tests {
     }
 
     fn written(version: Version) -> Value {
-        serde_json::from_str(&result().to_json(version)).unwrap()
+        serde_json::from_str(&result().to_json(version, None).unwrap()).unwrap()
     }
 
     #[test]

@@ -6,8 +6,10 @@
 mod cni {
     mod harness;
 
+    mod chained;
     mod kill;
     mod lifecycle;
     mod malformed;
+    mod migrated;
     mod traffic;
 }

@@ -54,9 +54,9 @@ fn what_the_runtimes_library_adds_is_no_unknown_key() {
     }));
     let config = config.unwrap();
     assert_eq!(config.valid.unwrap()[0], Owner { container: "a".into(), interface: "eth0".into() });
-    assert!(config.previous.is_some() && config.unsupported_wish.is_none());
+    assert!(config.previous.is_some() && config.wishes.unsupported.is_none());
     let wish = parse(json!({ "runtimeConfig": { "portMappings": [{ "hostPort": 1 }] } })).unwrap();
-    assert_eq!(wish.unsupported_wish, Some("portMappings"));
+    assert_eq!(wish.wishes.unsupported, Some("portMappings"));
 }
 
 #[test]
@@ -72,7 +72,25 @@ fn every_impossible_value_has_its_code() {
         json!({ "name": null }),
         json!({ "name": "../x" }),
         json!({ "name": "" }),
+        json!({ "type": "macvlan" }),
         json!({ "type": "bridge" }),
+        json!({ "type": "bridge", "isGateway": true, "ipam": {} }),
+        json!({ "isGateway": false }),
+        json!({ "vlan": 7 }),
+        json!({ "vlanTrunk": [{ "id": 7 }] }),
+        json!({ "macspoofchk": true }),
+        json!({ "portIsolation": true }),
+        json!({ "disableContainerInterface": true }),
+        json!({ "ipMasqBackend": "iptables" }),
+        json!({ "hairpinMode": true, "promiscMode": true }),
+        json!({ "runtimeConfig": { "ips": ["x"] } }),
+        json!({ "runtimeConfig": { "ips": "10.0.0.1" } }),
+        json!({ "runtimeConfig": { "mac": "01:00:00:00:00:00" } }),
+        json!({ "runtimeConfig": { "ipRanges": [[{ "subnet": "x" }]] } }),
+        json!({ "args": { "cni": { "mac": "zz" } } }),
+        json!({ "ipam": { "rangeStart": "10.0.0.2" } }),
+        json!({ "ipam": { "importDir": "relative" } }),
+        json!({ "ipam": { "resolvConf": "/nonexistent" } }),
         json!({ "mtu": -1 }),
         json!({ "mtu": 67 }),
         json!({ "mtu": 65536 }),
@@ -97,6 +115,51 @@ fn every_impossible_value_has_its_code() {
     ] {
         assert_eq!(code(changed.clone()), Code::InvalidConfig, "{changed}");
     }
+}
+
+#[test]
+fn a_configuration_of_the_reference_plugins_has_their_defaults() {
+    let config = parse(json!({
+        "type": "bridge", "isGateway": true, "vlan": 0, "preserveDefaultVlan": false, "macspoofchk": false,
+        "ipam": {
+            "type": "host-local", "subnet": "10.22.0.0/16", "rangeStart": "10.22.0.9", "gateway": "10.22.0.254",
+            "routes": [{ "dst": "0.0.0.0/0" }], "ranges": [[{ "subnet": "fd00::/64" }]]
+        }
+    }))
+    .unwrap();
+    assert_eq!(config.bridge, "cni0");
+    assert!(!config.masquerade && !config.hairpin && !config.default_route);
+    assert_eq!(config.pools.len(), 2);
+    assert_eq!(config.pools[0].ranges()[0].gateway().to_string(), "10.22.0.254");
+    assert_eq!(config.directory, Path::new("/var/lib/cni/networks"));
+    assert_eq!(config.import.as_deref(), Some(Path::new("/var/lib/cni/networks/pods")));
+    let ours = parse(json!({ "promiscMode": true })).unwrap();
+    assert!(!ours.hairpin && ours.promiscuous && ours.default_route && ours.import.is_none());
+}
+
+#[test]
+fn a_wish_of_the_runtime_counts_more_than_one_of_the_arguments() {
+    let mut config = parse(json!({
+        "runtimeConfig": {
+            "ips": ["172.16.1.9/24"], "dns": { "servers": ["10.0.0.10"], "searches": [] },
+            "ipRanges": [[{ "subnet": "10.7.0.0/24" }]]
+        },
+        "args": { "cni": { "ips": ["172.16.1.8"], "mac": "02:00:00:00:00:08" } },
+        "dns": { "nameservers": ["1.1.1.1"], "search": ["x"] }
+    }))
+    .unwrap();
+    config.wishes.or(&["172.16.1.7".parse().unwrap()], "02:00:00:00:00:07".parse().ok());
+    assert_eq!(config.wishes.addresses, ["172.16.1.9".parse::<std::net::IpAddr>().unwrap()]);
+    assert_eq!(config.wishes.mac.unwrap().to_string(), "02:00:00:00:00:08");
+    assert_eq!(
+        (config.dns.nameservers.as_slice(), config.dns.search.as_slice()),
+        (["10.0.0.10".to_owned()].as_slice(), ["x".to_owned()].as_slice())
+    );
+    assert_eq!(
+        config.pools[0].ranges()[0].subnet().to_string(),
+        "10.7.0.0/24",
+        "the runtime's ranges come first"
+    );
 }
 
 /// JSON of any shape, with keys that the configuration knows among others.

@@ -147,7 +147,7 @@ impl Bench {
             (json!({ "name": "" }), 7),
             (json!({ "name": "../../x" }), 7),
             (json!({ "name": 7 }), 7),
-            (json!({ "type": "bridge" }), 7),
+            (json!({ "type": "macvlan" }), 7),
             (json!({ "mtu": -1 }), 7),
             (json!({ "mtu": 1e9 }), 7),
             (json!({ "mtu": "big" }), 7),
@@ -190,9 +190,13 @@ impl Bench {
             self.refuse(&format!("ADD with {change} {args}"), &env, config.to_string().as_bytes(), code);
         };
         add(json!({ "runtimeConfig": { "portMappings": [{ "hostPort": 80 }] } }), "", 2);
-        add(json!({ "runtimeConfig": { "mac": "02:00:00:00:00:01" } }), "", 2);
-        add(json!({}), "IP=172.16.1.9", 2);
-        add(json!({ "prevResult": { "cniVersion": "1.1.0", "ips": [] } }), "", 7);
+        add(json!({ "runtimeConfig": { "mac": "01:00:00:00:00:01" } }), "", 7);
+        add(json!({ "runtimeConfig": { "ips": ["172.16.2.9"] } }), "", 7);
+        add(json!({}), "IP=172.16.1.1", 7);
+        add(json!({}), "IP=172.16.1.300", 4);
+        add(json!({}), "MAC=ff:ff:ff:ff:ff:ff", 4);
+        add(json!({ "prevResult": { "cniVersion": "1.1.0", "ips": 1 } }), "", 6);
+        add(json!({ "prevResult": 7 }), "", 6);
         add(json!({ "ipam": { "rangesFile": "/nonexistent", "dataDir": "/nonexistent" } }), "", 11);
         add(json!({ "bridge": "lo" }), "", 7);
         for (verb, version) in [("CHECK", "0.3.1"), ("GC", "1.0.0"), ("STATUS", "1.0.0")] {

@@ -71,8 +71,35 @@ impl Book {
     }
 
     /// Chooses one address of each pool without taking them: all or none.
-    pub(crate) fn choose(&self, pools: &[Pool], now: Duration, cool_down: Duration) -> Result<Vec<IpAddr>> {
-        pools.iter().map(|pool| self.choose_from(pool, now, cool_down)).collect()
+    pub(crate) fn choose(
+        &self,
+        pools: &[Pool],
+        wanted: &[IpAddr],
+        now: Duration,
+        cool_down: Duration,
+    ) -> Result<Vec<IpAddr>> {
+        let mut wanted = wanted.to_vec();
+        let mut chosen = Vec::with_capacity(pools.len());
+        for pool in pools {
+            let wish = wanted.iter().position(|address| pool.range_of(*address).is_some());
+            chosen.push(match wish.map(|place| wanted.swap_remove(place)) {
+                Some(address) => self.grant(address)?,
+                None => self.choose_from(pool, now, cool_down)?,
+            });
+        }
+        match wanted.first() {
+            Some(address) => Err(Error::Outside { address: *address }),
+            None => Ok(chosen),
+        }
+    }
+
+    /// Gives an address that somebody asked for.
+    fn grant(&self, address: IpAddr) -> Result<IpAddr> {
+        let holder = self.by_address.get(&address).and_then(|slot| self.slots.get(*slot)?.as_ref());
+        match holder {
+            Some(lease) => Err(Error::InUse { address, owner: lease.owner.clone() }),
+            None => Ok(address),
+        }
     }
 
     /// Writes a lease down.
@@ -194,7 +221,7 @@ mod tests {
     }
 
     fn take(book: &mut Book, name: &str, pools: &[Pool], now: u64) -> Result<Vec<IpAddr>> {
-        let chosen = book.choose(pools, Duration::from_secs(now), COOL)?;
+        let chosen = book.choose(pools, &[], Duration::from_secs(now), COOL)?;
         assert!(book.take(lease(name, chosen.clone())));
         Ok(chosen)
     }
@@ -250,6 +277,29 @@ mod tests {
         assert_eq!(take(&mut book, "a", &pools, 0).unwrap()[0].to_string(), "10.0.0.2");
         assert_eq!(take(&mut book, "b", &pools, 0).unwrap()[0].to_string(), "10.9.0.2");
         assert!(take(&mut book, "c", &pools, 0).is_err());
+    }
+
+    #[test]
+    fn a_wanted_address_is_given_unless_it_is_in_use_or_of_no_pool() {
+        let pools = pools(&["10.0.0.0/29", "fd00::/125"]);
+        let mut book = Book::default();
+        let want = |book: &Book, texts: &[&str]| {
+            let wanted: Vec<IpAddr> = texts.iter().map(|text| text.parse().unwrap()).collect();
+            book.choose(&pools, &wanted, Duration::ZERO, COOL)
+        };
+        let got = want(&book, &["fd00::5"]).unwrap();
+        assert_eq!(got, ["10.0.0.2".parse::<IpAddr>().unwrap(), "fd00::5".parse().unwrap()]);
+        assert!(book.take(lease("a", got)));
+        assert!(matches!(want(&book, &["fd00::5"]), Err(Error::InUse { .. })));
+        for outside in ["10.0.0.1", "10.0.0.7", "10.9.9.9"] {
+            assert!(matches!(want(&book, &[outside]), Err(Error::Outside { .. })), "{outside}");
+        }
+        assert!(
+            matches!(want(&book, &["10.0.0.3", "10.0.0.4"]), Err(Error::Outside { .. })),
+            "two of one pool"
+        );
+        book.free("fd00::5".parse().unwrap(), Duration::ZERO).unwrap();
+        assert!(want(&book, &["fd00::5"]).is_ok(), "no cool-down for a wish");
     }
 
     #[test]

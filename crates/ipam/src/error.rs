@@ -31,6 +31,20 @@ pub enum Error {
         /// When the first of the cooling addresses may be handed out.
         retry_in: Option<Duration>,
     },
+    /// An address was asked for that no pool can give, or a second one of the same pool.
+    #[error("address {address} is not one that the network's ranges can give")]
+    Outside {
+        /// The address.
+        address: IpAddr,
+    },
+    /// An address was asked for that somebody has.
+    #[error("address {address} is in use by {owner}")]
+    InUse {
+        /// The address.
+        address: IpAddr,
+        /// Who has it.
+        owner: Owner,
+    },
     /// A range cannot be meant.
     #[error("address range {range}: {reason}")]
     BadRange {

@@ -199,10 +199,26 @@ impl Ledger {
     /// # Errors
     /// [`Error::Exists`] when the owner has a lease, [`Error::Exhausted`] when a pool has no address to give.
     pub fn allocate(&mut self, owner: &Owner, pod: Option<&Pod>, pools: &[Pool]) -> Result<Lease> {
+        self.allocate_wanted(owner, pod, pools, &[])
+    }
+
+    /// Like [`Ledger::allocate`], but takes the `wanted` address of a pool where there is one.
+    ///
+    /// A wanted address does not wait for its cool-down: who asks for it means it.
+    ///
+    /// # Errors
+    /// Also [`Error::Outside`] and [`Error::InUse`] when a wanted address cannot be given; nothing is taken then.
+    pub fn allocate_wanted(
+        &mut self,
+        owner: &Owner,
+        pod: Option<&Pod>,
+        pools: &[Pool],
+        wanted: &[IpAddr],
+    ) -> Result<Lease> {
         if let Some(lease) = self.book.lease_of(owner) {
             return Err(Error::Exists { owner: owner.clone(), addresses: lease.addresses.clone() });
         }
-        let addresses = self.book.choose(pools, self.place.now.uptime, self.place.cool_down)?;
+        let addresses = self.book.choose(pools, wanted, self.place.now.uptime, self.place.cool_down)?;
         let lease = Lease { owner: owner.clone(), pod: pod.cloned(), addresses };
         self.append(&format::take(&lease, self.place.now.uptime))?;
         // `choose` returns addresses that nobody has, so the lease is always entered.

@@ -68,7 +68,8 @@ impl Namespace {
     pub fn open(path: &Path) -> Result<Self> {
         let file = OpenOptions::new()
             .read(true)
-            .custom_flags(libc::O_CLOEXEC)
+            // A FIFO is refused below, and must not wait for a writer before.
+            .custom_flags(libc::O_CLOEXEC | libc::O_NONBLOCK)
             .open(path)
             .map_err(|e| Error::io(format!("open network namespace {}", path.display()), e))?;
         // SAFETY: the request takes no argument and the descriptor is open.

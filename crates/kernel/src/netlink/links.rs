@@ -141,6 +141,15 @@ impl Batch {
         self.set_flag_up(link, true)
     }
 
+    /// Makes a link take frames for whomever, or only its own.
+    pub fn set_promiscuous(&mut self, link: Ifindex, on: bool) -> &mut Self {
+        let mut message = LinkMessage::default();
+        message.header.index = link.0;
+        message.header.change_mask = LinkFlags::Promisc;
+        message.header.flags = if on { LinkFlags::Promisc } else { LinkFlags::empty() };
+        self.push(RouteNetlinkMessage::SetLink(message), 0, format!("set promiscuous mode {on} of link {link}"))
+    }
+
     /// Switches a link off.
     pub fn set_down(&mut self, link: Ifindex) -> &mut Self {
         self.set_flag_up(link, false)

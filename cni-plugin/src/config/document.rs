@@ -1,0 +1,149 @@
+//! The configuration as it is written, key by key; [`super::Config`] says what it means.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use ipnetwork::IpNetwork;
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+use super::{Dns, ExtraRoute, invalid};
+use crate::error::CniError;
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct Document {
+    #[serde(rename = "cniVersion")]
+    _cni_version: Option<String>,
+    pub(super) name: Option<String>,
+    #[serde(rename = "type")]
+    pub(super) kind: String,
+    pub(super) bridge: Option<String>,
+    pub(super) mtu: Option<u32>,
+    pub(super) ip_masq: Option<bool>,
+    #[serde(rename = "clusterCIDRs", default)]
+    pub(super) cluster_cidrs: Vec<IpNetwork>,
+    #[serde(rename = "nonMasqueradeCIDRs", default)]
+    pub(super) non_masquerade_cidrs: Vec<IpNetwork>,
+    pub(super) hairpin_mode: Option<bool>,
+    #[serde(default)]
+    pub(super) promisc_mode: bool,
+    pub(super) is_gateway: Option<bool>,
+    pub(super) is_default_gateway: Option<bool>,
+    #[serde(default)]
+    pub(super) force_address: bool,
+    #[serde(default)]
+    pub(super) enabledad: bool,
+    ip_masq_backend: Option<String>,
+    #[serde(default)]
+    vlan: u32,
+    #[serde(default)]
+    vlan_trunk: Vec<Value>,
+    #[serde(rename = "preserveDefaultVlan")]
+    _preserve_default_vlan: Option<bool>,
+    #[serde(default)]
+    macspoofchk: bool,
+    #[serde(default)]
+    port_isolation: bool,
+    #[serde(default)]
+    disable_container_interface: bool,
+    #[serde(default)]
+    pub(super) ipam: Ipam,
+    #[serde(default)]
+    pub(super) dns: Dns,
+    pub(super) prev_result: Option<Value>,
+    #[serde(default)]
+    pub(super) runtime_config: Map<String, Value>,
+    #[serde(rename = "capabilities")]
+    _capabilities: Option<Map<String, Value>>,
+    pub(super) args: Option<Value>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct Ipam {
+    #[serde(rename = "type")]
+    pub(super) kind: Option<String>,
+    #[serde(default)]
+    pub(super) ranges: Vec<Vec<RangeDocument>>,
+    pub(super) ranges_file: Option<PathBuf>,
+    #[serde(default)]
+    pub(super) routes: Vec<ExtraRoute>,
+    pub(super) data_dir: Option<PathBuf>,
+    pub(super) import_dir: Option<PathBuf>,
+    pub(super) cool_down_seconds: Option<u32>,
+    pub(super) resolv_conf: Option<PathBuf>,
+    // One range without the two brackets around it.
+    subnet: Option<IpNetwork>,
+    range_start: Option<IpAddr>,
+    range_end: Option<IpAddr>,
+    gateway: Option<IpAddr>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct RangeDocument {
+    pub(super) subnet: IpNetwork,
+    pub(super) range_start: Option<IpAddr>,
+    pub(super) range_end: Option<IpAddr>,
+    pub(super) gateway: Option<IpAddr>,
+}
+
+impl Document {
+    /// Refuses the keys of the reference bridge plugin that would need another design.
+    pub(super) fn refuse_impossible(&self) -> Result<(), CniError> {
+        let refusals = [
+            (
+                self.is_gateway == Some(false),
+                "isGateway false",
+                "pods reach each other through the bridge's address",
+            ),
+            (self.vlan != 0, "vlan", "pods are told apart by routes, not by VLANs"),
+            (!self.vlan_trunk.is_empty(), "vlanTrunk", "pods are told apart by routes, not by VLANs"),
+            (self.macspoofchk, "macspoofchk", "leave it out"),
+            (
+                self.port_isolation,
+                "portIsolation",
+                "pods reach each other through the host, which ports do not limit",
+            ),
+            (
+                self.disable_container_interface,
+                "disableContainerInterface",
+                "a pod without addresses has no use here",
+            ),
+            (
+                self.ip_masq_backend.as_deref().is_some_and(|b| b != "nftables"),
+                "ipMasqBackend",
+                "only \"nftables\"",
+            ),
+            (
+                self.promisc_mode && self.hairpin_mode == Some(true),
+                "hairpinMode with promiscMode",
+                "switch one of them off",
+            ),
+        ];
+        match refusals.into_iter().find(|(wanted, ..)| *wanted) {
+            Some((_, key, why)) => Err(invalid(format!("{key} is not supported")).and(why)),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Ipam {
+    /// All lists of ranges: that of the flat form comes first, as in host-local.
+    pub(super) fn all_ranges(&self) -> Result<Vec<Vec<RangeDocument>>, CniError> {
+        let Some(subnet) = self.subnet else {
+            if self.range_start.or(self.range_end).or(self.gateway).is_some() {
+                return Err(invalid("ipam.rangeStart, rangeEnd and gateway need ipam.subnet"));
+            }
+            return Ok(self.ranges.clone());
+        };
+        let flat = RangeDocument {
+            subnet,
+            range_start: self.range_start,
+            range_end: self.range_end,
+            gateway: self.gateway,
+        };
+        Ok([vec![vec![flat]], self.ranges.clone()].concat())
+    }
+}

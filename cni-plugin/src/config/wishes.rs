@@ -1,0 +1,122 @@
+//! What the runtime wishes for one attachment: `runtimeConfig`, `args.cni` and `CNI_ARGS`
+//! (CNI conventions, sections "Dynamic plugin specific fields" and "args in network config").
+
+use std::net::IpAddr;
+
+use netd_kernel::Mac;
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+use super::document::RangeDocument;
+use super::{Dns, invalid};
+use crate::error::{CniError, Code};
+
+/// The wishes that this plugin grants, and the name of one that it does not.
+#[derive(Debug, Clone, Default)]
+pub struct Wishes {
+    /// Addresses that the pod is to have.
+    pub addresses: Vec<IpAddr>,
+    /// The MAC address that the pod is to have.
+    pub mac: Option<Mac>,
+    /// DNS settings, each of which replaces the configuration's.
+    pub dns: Dns,
+    /// A wish that is not granted: ADD refuses it.
+    pub unsupported: Option<&'static str>,
+}
+
+/// Capabilities whose wishes this plugin does not grant: granting nothing silently would lose them.
+const UNSUPPORTED: [&str; 2] = ["portMappings", "bandwidth"];
+
+#[derive(Default, Deserialize)]
+struct DnsWish {
+    #[serde(default)]
+    servers: Vec<String>,
+    #[serde(default)]
+    searches: Vec<String>,
+    #[serde(default)]
+    options: Vec<String>,
+}
+
+impl Wishes {
+    /// Reads the wishes; those of `runtimeConfig` count more than those of `args`.
+    pub(super) fn read(runtime: &Map<String, Value>, args: Option<&Value>) -> Result<Self, CniError> {
+        let empty = Map::new();
+        let args = args.and_then(|args| args.get("cni")).and_then(Value::as_object).unwrap_or(&empty);
+        let mut addresses = addresses(runtime, "runtimeConfig.ips")?;
+        if addresses.is_empty() {
+            addresses = self::addresses(args, "args.cni.ips")?;
+        }
+        let mac = match mac(runtime, "runtimeConfig.mac")? {
+            Some(mac) => Some(mac),
+            None => mac(args, "args.cni.mac")?,
+        };
+        let wish: DnsWish = read(runtime, "dns", "runtimeConfig.dns")?.unwrap_or_default();
+        let dns =
+            Dns { nameservers: wish.servers, domain: None, search: wish.searches, options: wish.options };
+        let unsupported = UNSUPPORTED.into_iter().find(|key| runtime.get(*key).is_some_and(|v| !is_empty(v)));
+        Ok(Self { addresses, mac, dns, unsupported })
+    }
+
+    /// Adds what `CNI_ARGS` wish, where nobody else wishes it.
+    pub fn or(&mut self, addresses: &[IpAddr], mac: Option<Mac>) {
+        if self.addresses.is_empty() {
+            self.addresses = addresses.to_vec();
+        }
+        self.mac = self.mac.or(mac);
+    }
+}
+
+/// The ranges that stand before those of the configuration.
+pub(super) fn ranges(runtime: &Map<String, Value>) -> Result<Vec<Vec<RangeDocument>>, CniError> {
+    Ok(read(runtime, "ipRanges", "runtimeConfig.ipRanges")?.unwrap_or_default())
+}
+
+/// Reads an address that may have a prefix length, which does not matter here.
+pub fn address(text: &str) -> Option<IpAddr> {
+    text.split('/').next()?.trim().parse().ok()
+}
+
+/// Reads the address of one machine: neither a group's nor nobody's.
+pub fn machine_mac(text: &str) -> Option<Mac> {
+    let mac: Mac = text.parse().ok()?;
+    let Mac([first, ..]) = mac;
+    (first & 1 == 0 && mac != Mac([0; 6])).then_some(mac)
+}
+
+fn addresses(wishes: &Map<String, Value>, path: &str) -> Result<Vec<IpAddr>, CniError> {
+    let texts: Vec<String> = read(wishes, "ips", path)?.unwrap_or_default();
+    let parse = |text: &String| {
+        address(text).ok_or_else(|| invalid(format!("{path} has {text:?}, which is no address")))
+    };
+    texts.iter().map(parse).collect()
+}
+
+fn mac(wishes: &Map<String, Value>, path: &str) -> Result<Option<Mac>, CniError> {
+    let text: Option<String> = read(wishes, "mac", path)?;
+    let Some(text) = text.filter(|text| !text.is_empty()) else { return Ok(None) };
+    let mac = machine_mac(&text);
+    mac.map(Some).ok_or_else(|| invalid(format!("{path} {text:?} is not the MAC address of a machine")))
+}
+
+fn read<T: serde::de::DeserializeOwned>(
+    wishes: &Map<String, Value>,
+    key: &str,
+    path: &str,
+) -> Result<Option<T>, CniError> {
+    match wishes.get(key).filter(|value| !is_empty(value)) {
+        None => Ok(None),
+        Some(value) => serde_json::from_value(value.clone())
+            .map(Some)
+            .map_err(|e| CniError::new(Code::InvalidConfig, format!("{path} is not valid")).because(e)),
+    }
+}
+
+fn is_empty(value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        Value::Array(items) => items.is_empty(),
+        Value::Object(items) => items.is_empty(),
+        Value::String(text) => text.is_empty(),
+        Value::Bool(_) | Value::Number(_) => false,
+    }
+}
