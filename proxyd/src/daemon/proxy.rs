@@ -105,7 +105,11 @@ impl Proxy {
 
     fn take(&mut self, update: Update) {
         let view = node_view(&self.around.config, &self.around.node, &update.snapshot);
-        let dirty = if update.nodes_changed { Dirty::All } else { update.dirty };
+        let dirty = match &self.wanted {
+            // A Service may inherit a destination that another one gave up.
+            Some(before) if !update.nodes_changed => update.dirty.with_losers_of(&before.plan),
+            _ => Dirty::All,
+        };
         let (plan, scope) = netd_model::plan(&update.snapshot, &view, &dirty);
         for plane in self.planes.iter_mut() {
             plane.widen(&scope);
