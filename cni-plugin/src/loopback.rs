@@ -1,8 +1,8 @@
 //! The type `loopback`: switches the container's `lo` on.
 //!
-//! containerd before 2.1 calls a program of that name for every pod, beside the network's (its `use_internal_loopback`
-//! is off or missing), and no pod starts without it. Installed under that name as well, this program is all that a node
-//! needs; the configuration's `type` tells which plugin is meant.
+//! containerd before 2.1 calls a program of that name for every pod, beside the network's (its
+//! `use_internal_loopback` is off or missing), and no pod starts without it. Installed under that name as
+//! well, this program is all that a node needs; the configuration's `type` tells which plugin is meant.
 
 use netd_kernel::{Mac, Netlink};
 use serde_json::{Value, json};

@@ -1,8 +1,8 @@
 //! Connection tracking: reading the flows of a protocol, forgetting single ones.
 //!
-//! A flow's address translation is decided by its first packet and kept in its entry, so rules that change afterwards do
-//! not matter to it (`net/netfilter/nf_nat_core.c:nf_nat_inet_fn`). Who takes an endpoint away has to delete the entries
-//! that lead to it.
+//! A flow's address translation is decided by its first packet and kept in its entry, so rules that change
+//! afterwards do not matter to it (`net/netfilter/nf_nat_core.c:nf_nat_inet_fn`). Who takes an endpoint away
+//! has to delete the entries that lead to it.
 
 use std::io;
 use std::net::SocketAddr;
@@ -63,7 +63,8 @@ pub struct TrackedFlow {
     pub answered: bool,
 }
 
-/// One conversation with the kernel's connection tracking, in the network namespace of the thread that opened it.
+/// One conversation with the kernel's connection tracking, in the network namespace of the thread that opened
+/// it.
 pub struct Conntrack {
     socket: Socket,
     sequence: u32,

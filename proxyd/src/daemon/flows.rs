@@ -1,8 +1,9 @@
 //! Flows that go on to endpoints which have left.
 //!
-//! UDP has no end: the kernel's connection tracking keeps sending what comes from a client's port to the endpoint that was
-//! chosen for its first datagram, for as long as more come, and a fresh socket that happens to get the same port follows
-//! too. So what leads to an endpoint that a frontend no longer has is forgotten, once the rules no longer choose it.
+//! UDP has no end: the kernel's connection tracking keeps sending what comes from a client's port to the
+//! endpoint that was chosen for its first datagram, for as long as more come, and a fresh socket that happens
+//! to get the same port follows too. So what leads to an endpoint that a frontend no longer has is forgotten,
+//! once the rules no longer choose it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -66,7 +67,8 @@ impl Destinations {
     }
 }
 
-/// Forgets the stale flows, given what the frontends had when this was last done; returns how many there were.
+/// Forgets the stale flows, given what the frontends had when this was last done; returns how many there
+/// were.
 ///
 /// # Errors
 /// When connection tracking cannot be read or changed.

@@ -25,7 +25,8 @@ pub struct Binaries {
 }
 
 impl Binaries {
-    /// Finds or builds every program. The first build of Kubernetes takes minutes and is cached outside the work tree.
+    /// Finds or builds every program. The first build of Kubernetes takes minutes and is cached outside the
+    /// work tree.
     ///
     /// # Errors
     /// When something cannot be built.
@@ -133,7 +134,8 @@ fn build_own(run: &Run) -> Result<PathBuf> {
     Ok(dir)
 }
 
-/// The directory with netd and netd-cni: `$NETD_BIN_DIR`, or they are built, with the profile of this test binary.
+/// The directory with netd and netd-cni: `$NETD_BIN_DIR`, or they are built, with the profile of this test
+/// binary.
 fn netd_dir() -> Result<PathBuf> {
     if let Some(dir) = env::var_os("NETD_BIN_DIR") {
         let dir = PathBuf::from(dir);

@@ -1,5 +1,5 @@
-//! The whole cluster: control plane on `m-k8s`, workers `w1` and `w2`, and `ext`, a host on the LAN that is no node
-//! and the name server for names outside the cluster.
+//! The whole cluster: control plane on `m-k8s`, workers `w1` and `w2`, and `ext`, a host on the LAN that is
+//! no node and the name server for names outside the cluster.
 
 use std::path::PathBuf;
 use std::thread;

@@ -1,5 +1,6 @@
-//! The first process of a machine. It makes the machine's own view of the file system, then starts, ends and reaps
-//! processes on request. It ends when its standard input does, so a killed test takes its machines with it.
+//! The first process of a machine. It makes the machine's own view of the file system, then starts, ends and
+//! reaps processes on request. It ends when its standard input does, so a killed test takes its machines with
+//! it.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -22,7 +23,8 @@ use crate::prerequisites::find;
 
 mod view;
 
-/// First argument of a test binary that is to be the first process of a machine; the second is its description.
+/// First argument of a test binary that is to be the first process of a machine; the second is its
+/// description.
 pub const ARGUMENT: &str = "machine-first-process";
 /// Name of the socket for requests, in the machine's directory.
 pub(crate) const SOCKET: &str = "machine.sock";
@@ -134,8 +136,8 @@ impl Children {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits for every child there ever is. The peek and the wait are apart so that a pid is not used again between a
-    /// start and its entry in the table.
+    /// Waits for every child there ever is. The peek and the wait are apart so that a pid is not used again
+    /// between a start and its entry in the table.
     fn reap(&self) {
         loop {
             match waitid(Id::All, WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT) {

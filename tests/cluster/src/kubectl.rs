@@ -33,7 +33,8 @@ impl Kubectl {
         machine.check(&argv, stdin)
     }
 
-    /// Applies objects. In the first second of an API server its schema may be missing, so it is tried again for a while.
+    /// Applies objects. In the first second of an API server its schema may be missing, so it is tried again
+    /// for a while.
     ///
     /// # Errors
     /// When the server refuses them.

@@ -1,6 +1,6 @@
 //! A real Kubernetes cluster in network namespaces, on which netd alone is the network.
 //!
-//! - [`mod@prerequisites`]: what the machine must have, and how to get it.
+//! - [`prerequisites()`]: what the machine must have, and how to get it.
 //! - [`binaries`]: the Kubernetes programs (built once, cached), the probe and kit programs, netd and netd-cni.
 //! - [`run`]: names, directories and cgroups of one run, removal of them, and of what killed runs left.
 //! - [`lan`]: the network `192.168.1.0/24` the machines are on.

@@ -1,5 +1,5 @@
-//! One machine of the cluster: a set of namespaces, held by its first process ([`crate::inside`]), which starts and ends
-//! programs in it on request.
+//! One machine of the cluster: a set of namespaces, held by its first process ([`crate::inside`]), which
+//! starts and ends programs in it on request.
 
 use std::collections::BTreeMap;
 use std::env;
@@ -28,7 +28,8 @@ pub struct Machine {
     dir: PathBuf,
     cgroup: PathBuf,
     first: Child,
-    /// The first process ends, and every process of the machine with it, when this is closed, also by our death.
+    /// The first process ends, and every process of the machine with it, when this is closed, also by our
+    /// death.
     lifeline: Option<ChildStdin>,
 }
 
@@ -232,7 +233,8 @@ impl Drop for Machine {
     }
 }
 
-/// Where only version 2 cgroups exist, a cgroup with children has no processes of its own, so daemons get a child.
+/// Where only version 2 cgroups exist, a cgroup with children has no processes of its own, so daemons get a
+/// child.
 fn inside_cgroup(cgroup: &Path) -> Result<PathBuf> {
     if !crate::run::only_version_2() {
         return Ok(cgroup.into());

@@ -1,5 +1,5 @@
-//! Programs in pods, on machines and outside, that make connections for a test. A test speaks to them over a unix socket
-//! it reaches by path, so neither the network under test nor the API server is on the way.
+//! Programs in pods, on machines and outside, that make connections for a test. A test speaks to them over a
+//! unix socket it reaches by path, so neither the network under test nor the API server is on the way.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -144,7 +144,8 @@ impl Probe {
         Ok(outcome(&reply).map(|()| reply["body"].as_str().unwrap_or_default().to_owned()))
     }
 
-    /// Looks a name up with the resolver configuration the probe finds; `record` is `A`, `AAAA`, `SRV` or `PTR`.
+    /// Looks a name up with the resolver configuration the probe finds; `record` is `A`, `AAAA`, `SRV` or
+    /// `PTR`.
     ///
     /// # Errors
     /// As [`Probe::once`].

@@ -1,5 +1,5 @@
-//! One run of the cluster tests: its names, directories and cgroups, all of which carry the pid of the test process, so
-//! that a later run can tell what a killed one left and remove it.
+//! One run of the cluster tests: its names, directories and cgroups, all of which carry the pid of the test
+//! process, so that a later run can tell what a killed one left and remove it.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -79,7 +79,8 @@ impl Run {
                 inherit_cpuset(dir)?;
             }
             if is_version_2(&hierarchy) {
-                // Beside version 1 the controllers are not wanted: a cgroup that hands them down takes no process.
+                // Beside version 1 the controllers are not wanted: a cgroup that hands them down takes no
+                // process.
                 if only_version_2() {
                     enable_controllers(&hierarchy)?;
                     enable_controllers(&parent)?;
@@ -118,7 +119,8 @@ fn cgroup_name(pid: u32) -> String {
 
 // === cgroups ===
 
-/// The mount points of all hierarchies. Where version 2 is the only one, its mount point is `/sys/fs/cgroup` itself.
+/// The mount points of all hierarchies. Where version 2 is the only one, its mount point is `/sys/fs/cgroup`
+/// itself.
 fn hierarchies() -> Result<Vec<PathBuf>> {
     let root = PathBuf::from(CGROUPS);
     if is_version_2(&root) {

@@ -1,8 +1,9 @@
 //! netd on a real cluster, once for each dataplane, one cluster for all tests.
 //!
-//! `NETD_DATAPLANE` names the dataplanes to test, separated by commas. The arguments are those of any Rust test: a filter,
-//! `--list`, `--nocapture`. With `NETD_CLUSTER_HOLD` set, a failure leaves the cluster standing until Enter is pressed; with
-//! `NETD_CLUSTER_LOGS` set, the logs are kept without a failure as well.
+//! `NETD_DATAPLANE` names the dataplanes to test, separated by commas. The arguments are those of any Rust
+//! test: a filter, `--list`, `--nocapture`. With `NETD_CLUSTER_HOLD` set, a failure leaves the cluster
+//! standing until Enter is pressed; with `NETD_CLUSTER_LOGS` set, the logs are kept without a failure as
+//! well.
 
 use std::env;
 use std::io;

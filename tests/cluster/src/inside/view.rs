@@ -1,4 +1,5 @@
-//! The machine's own view of the file system: what it writes to /etc, /opt, /var and /run stays in its directory.
+//! The machine's own view of the file system: what it writes to /etc, /opt, /var and /run stays in its
+//! directory.
 
 use std::fs;
 use std::path::Path;
@@ -33,7 +34,8 @@ pub(super) fn make(dir: &Path) -> Result<()> {
     propagate("/", MsFlags::MS_SHARED)
 }
 
-/// A sysfs that shows the devices of this network namespace, with the cgroup tree of the host and a BPF file system.
+/// A sysfs that shows the devices of this network namespace, with the cgroup tree of the host and a BPF file
+/// system.
 fn own_sysfs(dir: &Path) -> Result<()> {
     let saved = dir.join("cgroup");
     fs::create_dir_all(&saved)?;

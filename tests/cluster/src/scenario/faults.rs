@@ -16,7 +16,8 @@ use crate::tool::eventually;
 /// How long a fault lasts.
 const FAULT: Duration = Duration::from_secs(3);
 
-/// Loads of [`loads`] and, since nothing that is tested with them changes an endpoint, sockets that stay open.
+/// Loads of [`loads`] and, since nothing that is tested with them changes an endpoint, sockets that stay
+/// open.
 fn all_loads(web: &Web<'_>) -> Result<Vec<(String, Load)>> {
     let mut all = loads(web)?;
     for probe in &web.probes {

@@ -108,8 +108,8 @@ pub(super) fn zero_and_back(cluster: &Cluster) -> Result<()> {
     Ok(())
 }
 
-/// Waits until attempts are refused at once, rather than timing out. A node's own datagram may be denied by its own
-/// kernel as it is sent, before there is a packet that could be answered.
+/// Waits until attempts are refused at once, rather than timing out. A node's own datagram may be denied by
+/// its own kernel as it is sent, before there is a packet that could be answered.
 fn refused(probe: &Probe, kind: Kind, target: &str) -> Result<()> {
     eventually("a Service without endpoints refuses", Duration::from_secs(5), || {
         match probe.once_within(kind, target, Duration::from_millis(900))? {

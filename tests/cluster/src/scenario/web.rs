@@ -1,4 +1,5 @@
-//! The workload of the scenarios: a Deployment `web` spread over both workers, its Services, and a probe on each worker.
+//! The workload of the scenarios: a Deployment `web` spread over both workers, its Services, and a probe on
+//! each worker.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
