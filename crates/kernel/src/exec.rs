@@ -5,12 +5,14 @@
 
 mod run;
 mod spawn;
+mod usage;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub use run::SystemExec;
 pub use spawn::{Child, Spawn, Stream};
+pub use usage::Usage;
 
 use crate::Result;
 

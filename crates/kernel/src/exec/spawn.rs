@@ -87,6 +87,11 @@ impl Spawn {
         let namespace = self.netns.as_deref().map(Namespace::open).transpose()?;
         let cgroup = self.cgroup.as_ref().map(|path| open_procs(path)).transpose()?;
         let die_with_thread = self.die_with_thread;
+        let failed = |cause| Error::Exec { program: self.program.clone(), cause };
+        if namespace.is_none() && cgroup.is_none() && !die_with_thread {
+            // Nothing to prepare: the standard library starts it without a copy of our memory (posix_spawn).
+            return command.spawn().map_err(failed);
+        }
         let prepare = move || {
             if let Some(mut procs) = cgroup.as_ref() {
                 procs.write_all(b"0")?;
@@ -102,7 +107,7 @@ impl Spawn {
         // SAFETY: between fork and exec the closure makes only write, setns and prctl calls on memory and descriptors
         // that were prepared before; it takes no lock and allocates nothing.
         unsafe { command.pre_exec(prepare) };
-        command.spawn().map_err(|cause| Error::Exec { program: self.program.clone(), cause })
+        command.spawn().map_err(failed)
     }
 
     #[expect(clippy::disallowed_methods, reason = "this module is where processes are started")]
@@ -125,7 +130,7 @@ impl Spawn {
 #[derive(Debug)]
 pub struct Child {
     inner: std::process::Child,
-    name: String,
+    pub(super) name: String,
 }
 
 impl Child {
