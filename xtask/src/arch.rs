@@ -28,6 +28,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("netd", LIBRARIES),
     ("netd-tests", LIBRARIES),
     ("netd-cluster-tests", &["netd-kernel", "netd-lab"]),
+    ("netd-bench", &["netd-kernel"]),
     ("xtask", &[]),
 ];
 
@@ -59,7 +60,7 @@ const WRAPPERS: &[(&str, &[&str])] = &[
     ("netlink-sys", &["netd-kernel"]),
     ("iptables", &["netd-iptables"]),
     ("domain", &["netd-dns", "netd-lab"]),
-    ("anyhow", &["netd", "netd-tests", "netd-cluster-tests", "xtask"]),
+    ("anyhow", &["netd", "netd-bench", "netd-cluster-tests", "netd-tests", "xtask"]),
 ];
 
 /// A crate of ours and the names of its normal and build dependencies.

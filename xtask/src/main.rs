@@ -5,6 +5,7 @@
 #![expect(clippy::disallowed_methods, reason = "this tool exists to start other programs and to time them")]
 
 mod arch;
+mod bench;
 mod build_ebpf;
 mod cluster;
 mod gates;
@@ -54,6 +55,21 @@ enum Task {
     },
     /// Installs the packages and tools that the other tasks need, and says what they are.
     Setup,
+    /// Measures netd beside what it replaces; see docs/benchmarks.md.
+    Bench {
+        #[command(subcommand)]
+        subject: Subject,
+    },
+}
+
+#[derive(Subcommand)]
+enum Subject {
+    /// netd-cni beside Debian's bridge, host-local and portmap.
+    Cni {
+        /// `--quick`: a short run; `--json`: for programs; `--live N`: pods of the crowded node (250).
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<OsString>,
+    },
 }
 
 fn main() -> ExitCode {
@@ -63,6 +79,7 @@ fn main() -> ExitCode {
         Task::Ci => ci(),
         Task::Arch => arch::check(),
         Task::BuildEbpf { check } => build_ebpf::run(check),
+        Task::Bench { subject: Subject::Cni { args } } => bench::cni(args),
         Task::Setup => setup::packages().and_then(|()| setup::tools()),
     };
     match result {

@@ -1,0 +1,50 @@
+//! Benchmarks: builds what is measured, optimised as it is shipped, and the program that measures.
+
+use std::ffi::OsString;
+use std::path::Path;
+
+use anyhow::Result;
+
+use crate::setup;
+use crate::step::{self, cargo, command, run};
+
+/// Where Debian's containernetworking-plugins has its programs.
+const REFERENCE: &str = "/usr/lib/cni";
+
+/// Measures netd-cni beside the reference plugins; `args` go on to netd-bench.
+pub(crate) fn cni(args: Vec<OsString>) -> Result<()> {
+    setup::require_root("the benchmark makes network namespaces")?;
+    setup::packages()?;
+    setup::install(&missing())?;
+    setup::tools()?;
+    // Both static: the kernel counts our own memory as the plugin's, and a small static program has least.
+    run(&mut cargo(&[
+        "build",
+        "--locked",
+        "--release",
+        "--target",
+        setup::MUSL,
+        "--package",
+        "netd-cni",
+        "--package",
+        "netd-bench",
+    ]))?;
+    let built = step::target().join(setup::MUSL).join("release");
+    run(command(built.join("netd-bench"))
+        .arg("--plugin")
+        .arg(built.join("netd-cni"))
+        .args(["--reference", REFERENCE])
+        .args(args))
+}
+
+fn missing() -> Vec<&'static str> {
+    let mut packages = Vec::new();
+    let directory = Path::new(REFERENCE);
+    if ["bridge", "host-local", "portmap"].iter().any(|plugin| !directory.join(plugin).exists()) {
+        packages.push("containernetworking-plugins");
+    }
+    if setup::find("strace").is_none() {
+        packages.push("strace");
+    }
+    packages
+}
