@@ -147,7 +147,11 @@ impl Batch {
         message.header.index = link.0;
         message.header.change_mask = LinkFlags::Promisc;
         message.header.flags = if on { LinkFlags::Promisc } else { LinkFlags::empty() };
-        self.push(RouteNetlinkMessage::SetLink(message), 0, format!("set promiscuous mode {on} of link {link}"))
+        self.push(
+            RouteNetlinkMessage::SetLink(message),
+            0,
+            format!("set promiscuous mode {on} of link {link}"),
+        )
     }
 
     /// Switches a link off.
