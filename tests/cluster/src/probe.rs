@@ -164,7 +164,7 @@ impl Probe {
     pub fn load(&self, kind: Kind, target: &str, rate: u32) -> Result<Load> {
         let mut stream = self.connect()?;
         let request =
-            json!({"op": "load", "kind": kind.word(), "target": target, "rate": rate, "timeout_ms": 5000});
+            json!({"op": "load", "kind": kind.word(), "target": target, "rate": rate, "timeout_ms": timeout});
         writeln!(stream, "{request}")?;
         Ok(Load { stream, place: self.place.clone() })
     }

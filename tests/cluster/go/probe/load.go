@@ -81,13 +81,7 @@ func runLoad(ctx context.Context, req request) any {
 	places := make(chan struct{}, maxFlying)
 	ticker := time.NewTicker(time.Second / time.Duration(req.Rate))
 	defer ticker.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			flying.Wait()
-			return result.finish()
-		case <-ticker.C:
-		}
+	for next(ctx, ticker) {
 		places <- struct{}{}
 		flying.Go(func() {
 			defer func() { <-places }()
@@ -95,6 +89,18 @@ func runLoad(ctx context.Context, req request) any {
 			body, err := exchange(req.Kind, req.Target, req.timeout())
 			result.add(began, body, err)
 		})
+	}
+	flying.Wait()
+	return result.finish()
+}
+
+// next waits for the next tick; false means that ctx has ended, also when there is a tick as well.
+func next(ctx context.Context, ticker *time.Ticker) bool {
+	select {
+	case <-ctx.Done():
+		return false
+	case <-ticker.C:
+		return ctx.Err() == nil
 	}
 }
 
@@ -108,15 +114,7 @@ func keepOpen(ctx context.Context, req request, result *report) {
 	var conn net.Conn
 	ticker := time.NewTicker(time.Second / time.Duration(req.Rate))
 	defer ticker.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			if conn != nil {
-				conn.Close()
-			}
-			return
-		case <-ticker.C:
-		}
+	for next(ctx, ticker) {
 		began := time.Now()
 		var err error
 		if conn == nil {
@@ -131,5 +129,8 @@ func keepOpen(ctx context.Context, req request, result *report) {
 			conn.Close()
 			conn = nil
 		}
+	}
+	if conn != nil {
+		conn.Close()
 	}
 }
