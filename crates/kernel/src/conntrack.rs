@@ -37,7 +37,8 @@ pub enum Transport {
 }
 
 impl Transport {
-    const ALL: [Self; 3] = [Self::Tcp, Self::Udp, Self::Sctp];
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Tcp, Self::Udp, Self::Sctp];
 
     fn number(self) -> Protocol {
         match self {

@@ -13,6 +13,7 @@
 //! | [`conntrack`] | the connection tracking table |
 //! | [`sysctl`] | `/proc/sys` |
 //! | [`masquerade`] | the nftables rules that give packets of pods the node's address |
+//! | [`hostport`] | the nftables maps that lead ports of the node to pods |
 //! | [`lock`], [`mod@file`] | file locks, atomic writes, the boot id |
 //! | [`nftables`] | the generation of the nf_tables rules |
 //! | [`mount`], [`cgroup`] | bpffs and cgroup v2 |
@@ -24,6 +25,7 @@ pub mod conntrack;
 mod error;
 pub mod exec;
 pub mod file;
+pub mod hostport;
 pub mod link;
 pub mod lock;
 pub mod masquerade;
@@ -32,6 +34,7 @@ pub mod monitor;
 pub mod mount;
 pub mod netlink;
 pub mod netns;
+mod nft;
 pub mod nftables;
 pub mod process;
 pub mod sysctl;

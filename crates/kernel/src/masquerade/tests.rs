@@ -52,16 +52,51 @@ fn ensuring_twice_writes_once() {
     });
 }
 
+fn single(pods: &str, keep: &[&str]) -> Masquerade {
+    Masquerade { pod_cidrs: networks(&[pods]), keep: networks(keep) }
+}
+
 #[test]
-fn other_networks_replace_the_rules_and_a_family_without_pods_has_none() {
+fn networks_with_different_pods_stand_side_by_side() {
+    Scratch::new().run(|| {
+        let other = single("172.16.9.0/24", &[]);
+        ensure(&dual()).unwrap();
+        assert_eq!(check(&other).unwrap(), State::Different);
+        assert!(ensure(&other).unwrap());
+        for network in [&dual(), &other] {
+            assert_eq!(check(network).unwrap(), State::Installed);
+            assert!(!ensure(network).unwrap());
+        }
+        let changed = single("172.16.9.0/24", &["10.0.0.0/8"]);
+        assert!(ensure(&changed).unwrap());
+        assert_eq!(check(&other).unwrap(), State::Different, "its old rules are replaced");
+        assert_eq!(check(&dual()).unwrap(), State::Installed);
+    });
+}
+
+#[test]
+fn of_overlapping_networks_the_last_one_stays() {
+    Scratch::new().run(|| {
+        let (narrow, wide) = (single("10.1.0.0/24", &[]), single("10.1.0.0/16", &[]));
+        ensure(&narrow).unwrap();
+        assert!(ensure(&wide).unwrap());
+        assert_eq!(check(&wide).unwrap(), State::Installed);
+        assert_eq!(check(&narrow).unwrap(), State::Different);
+    });
+}
+
+#[test]
+fn a_rule_of_nobody_is_noticed_and_removed() {
     Scratch::new().run(|| {
         ensure(&dual()).unwrap();
-        let v4 = Masquerade { pod_cidrs: networks(&["172.16.9.0/24"]), keep: vec![] };
-        assert_eq!(check(&v4).unwrap(), State::Different);
-        assert!(ensure(&v4).unwrap());
-        assert_eq!(check(&v4).unwrap(), State::Installed);
-        assert_eq!(Conversation::open().unwrap().table(Family::V6, TABLE).unwrap(), None);
-        assert!(ensure(&dual()).unwrap());
+        for chain in [BASE_CHAIN, &Rules::of(&dual(), Family::V4).chain()] {
+            let mut batch = Batch::new();
+            batch.add_rule(Family::V4, TABLE, chain, nft::Rule::new("mine".to_owned()).return_());
+            Conversation::open().unwrap().commit(batch, "meddle").unwrap();
+            assert_eq!(check(&dual()).unwrap(), State::Different);
+            assert!(ensure(&dual()).unwrap());
+            assert_eq!(check(&dual()).unwrap(), State::Installed);
+        }
     });
 }
 
@@ -114,12 +149,12 @@ fn nft_reads_what_is_meant() {
     });
     for line in [
         "type nat hook postrouting priority srcnat; policy accept;",
-        "ip saddr 172.16.1.0/24 goto pods",
+        "ip saddr 172.16.1.0/24 goto pods-",
         "ip daddr 10.0.0.0/8 return",
         "ip daddr 192.168.7.9 return",
         "ip daddr 224.0.0.0/4 return",
         "masquerade fully-random",
-        "ip6 saddr fd00:1::/64 goto pods",
+        "ip6 saddr fd00:1::/64 goto pods-",
         "ip6 daddr ff00::/8 return",
     ] {
         assert!(text.contains(line), "{line} is missing in\n{text}");

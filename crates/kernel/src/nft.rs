@@ -1,7 +1,7 @@
-//! The few nf_tables messages that masquerade needs (`include/uapi/linux/netfilter/nf_tables.h`).
+//! The few nf_tables messages that masquerade and host ports need (`include/uapi/linux/netfilter/nf_tables.h`).
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
 use netlink_sys::{Socket, SocketAddr};
@@ -9,10 +9,14 @@ use netlink_sys::{Socket, SocketAddr};
 use crate::{Error, Result};
 
 mod attributes;
+mod rule;
+mod set;
 mod wire;
 
-pub(super) use attributes::find_attribute;
+pub(crate) use attributes::find_attribute;
 use attributes::{Attributes, number, text};
+pub(crate) use rule::Rule;
+pub(crate) use set::{Element, SetSpec};
 
 const NETLINK_NETFILTER: isize = libc::NETLINK_NETFILTER as isize;
 
@@ -28,25 +32,79 @@ const DUMP_INTERRUPTED: u16 = 0x10;
 const HEADERS: usize = 16 + 4;
 /// A netlink datagram is never longer than this (`NETLINK_GOODSIZE` and the dump's own limit are below).
 const RECEIVE: usize = 64 * 1024;
+/// How often a dump is tried while others change the rules.
+const DUMPS: usize = 20;
+
+/// Where and when the kernel passes packets to a chain.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Hook {
+    /// `NF_INET_*`.
+    pub(crate) number: u32,
+    /// Chains of one hook come in the order of their priorities.
+    pub(crate) priority: i32,
+    /// `nat` or `filter`.
+    pub(crate) kind: &'static str,
+}
+
+impl Hook {
+    pub(crate) const PRE_ROUTING: u32 = 0;
+    pub(crate) const LOCAL_OUT: u32 = 3;
+    pub(crate) const POST_ROUTING: u32 = 4;
+}
+
+/// A rule as the kernel has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Found {
+    /// The chain it is in.
+    pub(crate) chain: String,
+    /// Its comment; empty without one.
+    pub(crate) comment: String,
+    /// What deletes it.
+    pub(crate) handle: u64,
+}
 
 /// An address family's tables.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Family {
+pub(crate) enum Family {
     V4,
     V6,
 }
 
 impl Family {
-    pub(super) const BOTH: [Self; 2] = [Self::V4, Self::V6];
+    pub(crate) const BOTH: [Self; 2] = [Self::V4, Self::V6];
 
-    pub(super) fn has(self, network: &IpNetwork) -> bool {
+    pub(crate) fn has(self, network: &IpNetwork) -> bool {
         (self == Self::V4) == network.is_ipv4()
     }
 
-    pub(super) fn multicast(self) -> IpNetwork {
+    pub(crate) fn multicast(self) -> IpNetwork {
         match self {
             Self::V4 => IpNetwork::V4(MULTICAST_V4),
             Self::V6 => IpNetwork::V6(MULTICAST_V6),
+        }
+    }
+
+    /// Where the addresses are in the packet's header, and how long they are: source, destination, length.
+    fn addresses(self) -> (u32, u32, u32) {
+        match self {
+            Self::V4 => (12, 16, 4),
+            Self::V6 => (8, 24, 16),
+        }
+    }
+
+    /// The register behind an address in register 1.
+    fn second_register(self) -> u32 {
+        match self {
+            Self::V4 => wire::NFT_REG32_00 + 1,
+            Self::V6 => wire::NFT_REG_2,
+        }
+    }
+
+    /// Bytes of an address.
+    pub(crate) fn length(self) -> usize {
+        match self {
+            Self::V4 => 4,
+            Self::V6 => 16,
         }
     }
 
@@ -68,164 +126,78 @@ const MULTICAST_V6: Ipv6Network =
         None => unreachable!(),
     };
 
-/// A rule in the making: its expressions and its comment.
-pub(super) struct Rule {
-    expressions: Attributes,
-    comment: String,
-}
-
-impl Rule {
-    pub(super) fn new(comment: String) -> Self {
-        Self { expressions: Attributes::default(), comment }
-    }
-
-    pub(super) fn source(self, network: IpNetwork) -> Self {
-        let offset = if network.is_ipv4() { 12 } else { 8 };
-        self.address(network, offset)
-    }
-
-    pub(super) fn destination(self, network: IpNetwork) -> Self {
-        let offset = if network.is_ipv4() { 16 } else { 24 };
-        self.address(network, offset)
-    }
-
-    pub(super) fn goto(self, chain: &str) -> Self {
-        self.verdict(wire::NFT_GOTO, Some(chain))
-    }
-
-    pub(super) fn return_(self) -> Self {
-        self.verdict(wire::NFT_RETURN, None)
-    }
-
-    pub(super) fn masquerade(mut self, flags: u32) -> Self {
-        let mut data = Attributes::default();
-        data.number(wire::NFTA_MASQ_FLAGS, flags);
-        self.expression("masq", data);
-        self
-    }
-
-    /// `payload load => reg 1; reg 1 = reg 1 & mask; cmp reg 1 == network`
-    fn address(mut self, network: IpNetwork, offset: u32) -> Self {
-        const REGISTER: u32 = wire::NFT_REG_1;
-        let (address, mask) = (octets(network.network()), octets(network.mask()));
-        let length = address.len() as u32;
-        let mut load = Attributes::default();
-        load.number(wire::NFTA_PAYLOAD_DREG, REGISTER);
-        load.number(wire::NFTA_PAYLOAD_BASE, wire::NFT_PAYLOAD_NETWORK_HEADER);
-        load.number(wire::NFTA_PAYLOAD_OFFSET, offset);
-        load.number(wire::NFTA_PAYLOAD_LEN, length);
-        self.expression("payload", load);
-        if mask.iter().any(|byte| *byte != 0xff) {
-            let mut bitwise = Attributes::default();
-            bitwise.number(wire::NFTA_BITWISE_SREG, REGISTER);
-            bitwise.number(wire::NFTA_BITWISE_DREG, REGISTER);
-            bitwise.number(wire::NFTA_BITWISE_LEN, length);
-            bitwise.nest(wire::NFTA_BITWISE_MASK, value(&mask));
-            bitwise.nest(wire::NFTA_BITWISE_XOR, value(&vec![0; mask.len()]));
-            self.expression("bitwise", bitwise);
-        }
-        let mut compare = Attributes::default();
-        compare.number(wire::NFTA_CMP_SREG, REGISTER);
-        compare.number(wire::NFTA_CMP_OP, wire::NFT_CMP_EQ);
-        compare.nest(wire::NFTA_CMP_DATA, value(&address));
-        self.expression("cmp", compare);
-        self
-    }
-
-    fn verdict(mut self, code: i32, chain: Option<&str>) -> Self {
-        let mut verdict = Attributes::default();
-        verdict.bytes(wire::NFTA_VERDICT_CODE, &code.to_be_bytes());
-        if let Some(chain) = chain {
-            verdict.text(wire::NFTA_VERDICT_CHAIN, chain);
-        }
-        let mut data = Attributes::default();
-        data.nest(wire::NFTA_DATA_VERDICT, verdict);
-        let mut immediate = Attributes::default();
-        immediate.number(wire::NFTA_IMMEDIATE_DREG, wire::NFT_REG_VERDICT);
-        immediate.nest(wire::NFTA_IMMEDIATE_DATA, data);
-        self.expression("immediate", immediate);
-        self
-    }
-
-    fn expression(&mut self, name: &str, data: Attributes) {
-        let mut expression = Attributes::default();
-        expression.text(wire::NFTA_EXPR_NAME, name);
-        expression.nest(wire::NFTA_EXPR_DATA, data);
-        self.expressions.nest(wire::NFTA_LIST_ELEM, expression);
-    }
-}
-
-fn octets(address: IpAddr) -> Vec<u8> {
-    match address {
-        IpAddr::V4(v4) => v4.octets().to_vec(),
-        IpAddr::V6(v6) => v6.octets().to_vec(),
-    }
-}
-
-fn value(bytes: &[u8]) -> Attributes {
-    let mut data = Attributes::default();
-    data.bytes(wire::NFTA_DATA_VALUE, bytes);
-    data
-}
-
 /// Messages that the kernel applies all or none.
-pub(super) struct Batch(Vec<Vec<u8>>);
+pub(crate) struct Batch(Vec<Vec<u8>>);
 
 impl Batch {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self(Vec::new())
     }
 
-    pub(super) fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    pub(super) fn add_table(&mut self, family: Family, table: &str, must_be_new: bool) {
+    pub(crate) fn add_table(&mut self, family: Family, table: &str, must_be_new: bool) {
         let mut attributes = Attributes::default();
         attributes.text(wire::NFTA_TABLE_NAME, table);
         attributes.number(wire::NFTA_TABLE_FLAGS, 0);
         self.push(wire::NEW_TABLE, if must_be_new { CREATE | EXCL } else { CREATE }, family, attributes);
     }
 
-    pub(super) fn delete_table(&mut self, family: Family, table: &str) {
+    pub(crate) fn delete_table(&mut self, family: Family, table: &str) {
         let mut attributes = Attributes::default();
         attributes.text(wire::NFTA_TABLE_NAME, table);
         self.push(wire::DEL_TABLE, 0, family, attributes);
     }
 
-    pub(super) fn add_nat_postrouting_chain(&mut self, family: Family, table: &str, chain: &str) {
+    /// Adds a chain that the kernel passes packets to.
+    pub(crate) fn add_base_chain(&mut self, family: Family, table: &str, chain: &str, hook: Hook) {
+        let Hook { number, priority, kind } = hook;
         let mut hook = Attributes::default();
-        hook.number(wire::NFTA_HOOK_HOOKNUM, wire::NF_INET_POST_ROUTING);
-        hook.number(wire::NFTA_HOOK_PRIORITY, wire::NF_IP_PRI_NAT_SRC);
+        hook.number(wire::NFTA_HOOK_HOOKNUM, number);
+        hook.number(wire::NFTA_HOOK_PRIORITY, u32::from_ne_bytes(priority.to_ne_bytes()));
         let mut attributes = Attributes::default();
         attributes.text(wire::NFTA_CHAIN_TABLE, table);
         attributes.text(wire::NFTA_CHAIN_NAME, chain);
         attributes.nest(wire::NFTA_CHAIN_HOOK, hook);
-        attributes.text(wire::NFTA_CHAIN_TYPE, "nat");
+        attributes.text(wire::NFTA_CHAIN_TYPE, kind);
         self.push(wire::NEW_CHAIN, CREATE, family, attributes);
     }
 
-    pub(super) fn add_chain(&mut self, family: Family, table: &str, chain: &str) {
+    pub(crate) fn add_chain(&mut self, family: Family, table: &str, chain: &str) {
         let mut attributes = Attributes::default();
         attributes.text(wire::NFTA_CHAIN_TABLE, table);
         attributes.text(wire::NFTA_CHAIN_NAME, chain);
         self.push(wire::NEW_CHAIN, CREATE, family, attributes);
     }
 
-    pub(super) fn add_rule(&mut self, family: Family, table: &str, chain: &str, rule: Rule) {
+    pub(crate) fn delete_chain(&mut self, family: Family, table: &str, chain: &str) {
+        let mut attributes = Attributes::default();
+        attributes.text(wire::NFTA_CHAIN_TABLE, table);
+        attributes.text(wire::NFTA_CHAIN_NAME, chain);
+        self.push(wire::DEL_CHAIN, 0, family, attributes);
+    }
+
+    pub(crate) fn delete_rule(&mut self, family: Family, table: &str, chain: &str, handle: u64) {
+        let mut attributes = Attributes::default();
+        attributes.text(wire::NFTA_RULE_TABLE, table);
+        attributes.text(wire::NFTA_RULE_CHAIN, chain);
+        attributes.bytes(wire::NFTA_RULE_HANDLE, &handle.to_be_bytes());
+        self.push(wire::DEL_RULE, 0, family, attributes);
+    }
+
+    pub(crate) fn add_rule(&mut self, family: Family, table: &str, chain: &str, rule: Rule) {
         let mut attributes = Attributes::default();
         attributes.text(wire::NFTA_RULE_TABLE, table);
         attributes.text(wire::NFTA_RULE_CHAIN, chain);
         attributes.nest(wire::NFTA_RULE_EXPRESSIONS, rule.expressions);
-        // Type 0 of nft's user data is a comment, so that `nft list table` shows it.
-        let length = u8::try_from(rule.comment.len() + 1).unwrap_or(u8::MAX);
-        let data = [&[0, length], rule.comment.as_bytes(), &[0]].concat();
-        attributes.bytes(wire::NFTA_RULE_USERDATA, &data);
+        attributes.bytes(wire::NFTA_RULE_USERDATA, &comment_data(&rule.comment));
         self.push(wire::NEW_RULE, CREATE | APPEND, family, attributes);
     }
 
-    #[cfg(test)]
-    pub(super) fn flush_table(&mut self, family: Family, table: &str) {
+    /// Removes every rule of a table; chains and sets stay.
+    pub(crate) fn flush_table(&mut self, family: Family, table: &str) {
         let mut attributes = Attributes::default();
         attributes.text(wire::NFTA_RULE_TABLE, table);
         self.push(wire::DEL_RULE, 0, family, attributes);
@@ -240,6 +212,12 @@ impl Batch {
             attributes.encoded(),
         ));
     }
+}
+
+/// User data of type 0, which nft shows as a comment.
+fn comment_data(comment: &str) -> Vec<u8> {
+    let length = u8::try_from(comment.len() + 1).unwrap_or(u8::MAX);
+    [&[0, length], comment.as_bytes(), &[0]].concat()
 }
 
 /// Encodes one message; the sequence number is filled in when it is sent.
@@ -257,7 +235,7 @@ fn message(kind: u16, flags: u16, family: u8, resource: u16, attributes: &[u8]) 
 }
 
 /// A socket to nf_tables. The kernel answers within `send`, so nothing here ever waits.
-pub(super) struct Conversation {
+pub(crate) struct Conversation {
     socket: Socket,
     sequence: u32,
     /// The first sequence number of the latest request: what is lower answers an earlier one that failed half-way.
@@ -265,7 +243,7 @@ pub(super) struct Conversation {
 }
 
 impl Conversation {
-    pub(super) fn open() -> Result<Self> {
+    pub(crate) fn open() -> Result<Self> {
         let failed = |cause| Error::io("open a netfilter netlink socket", cause);
         let mut socket = Socket::new(NETLINK_NETFILTER).map_err(failed)?;
         socket.bind_auto().map_err(failed)?;
@@ -274,8 +252,8 @@ impl Conversation {
     }
 
     /// The flags of a table, `None` when there is no such table.
-    pub(super) fn table(&mut self, family: Family, table: &str) -> Result<Option<u32>> {
-        let action = "look for the masquerade table";
+    pub(crate) fn table(&mut self, family: Family, table: &str) -> Result<Option<u32>> {
+        let action = "look for a table";
         let mut attributes = Attributes::default();
         attributes.text(wire::NFTA_TABLE_NAME, table);
         self.send(
@@ -301,9 +279,13 @@ impl Conversation {
         }
     }
 
-    /// Chain and comment of every rule of a table, in order.
-    pub(super) fn rule_comments(&mut self, family: Family, table: &str) -> Result<Vec<(String, String)>> {
-        let action = "list the masquerade rules";
+    /// Every rule of a table, in order.
+    pub(crate) fn rules(&mut self, family: Family, table: &str) -> Result<Vec<Found>> {
+        retried(|| self.rules_once(family, table))
+    }
+
+    fn rules_once(&mut self, family: Family, table: &str) -> Result<Vec<Found>> {
+        let action = "list the rules";
         let mut filter = Attributes::default();
         filter.text(wire::NFTA_RULE_TABLE, table);
         self.send(
@@ -322,7 +304,12 @@ impl Conversation {
             if kind == wire::SUBSYSTEM << 8 | wire::NEW_RULE && of_table {
                 let chain = find_attribute(content, wire::NFTA_RULE_CHAIN).map(text).unwrap_or_default();
                 let data = find_attribute(content, wire::NFTA_RULE_USERDATA).unwrap_or_default();
-                found.push((chain, data.get(2..).map(text).unwrap_or_default()));
+                let handle = find_attribute(content, wire::NFTA_RULE_HANDLE).and_then(|b| b.try_into().ok());
+                found.push(Found {
+                    chain,
+                    comment: data.get(2..).map(text).unwrap_or_default(),
+                    handle: handle.map(u64::from_be_bytes).unwrap_or_default(),
+                });
             }
             false
         })?;
@@ -330,7 +317,7 @@ impl Conversation {
     }
 
     /// Sends a batch as one transaction.
-    pub(super) fn commit(&mut self, batch: Batch, action: &str) -> Result<()> {
+    pub(crate) fn commit(&mut self, batch: Batch, action: &str) -> Result<()> {
         let begin = message(wire::BATCH_BEGIN, REQUEST, libc::AF_UNSPEC as u8, wire::SUBSYSTEM, &[]);
         let end = message(wire::BATCH_END, REQUEST, libc::AF_UNSPEC as u8, wire::SUBSYSTEM, &[]);
         let mut left = batch.0.len();
@@ -360,6 +347,7 @@ impl Conversation {
     /// Passes each answer (an acknowledgement has kind `NLMSG_ERROR`) to `take` until that says it was the last, or
     /// until the end of a dump.
     fn receive(&mut self, action: &str, mut take: impl FnMut(u16, &[u8]) -> bool) -> Result<()> {
+        let mut interrupted = false;
         loop {
             let mut buffer = Vec::with_capacity(RECEIVE);
             match self.socket.recv(&mut buffer, libc::MSG_DONTWAIT) {
@@ -374,10 +362,10 @@ impl Conversation {
                 if header.sequence < self.first {
                     continue;
                 }
-                if header.flags & DUMP_INTERRUPTED != 0 {
-                    return Err(protocol(action, "the rules changed meanwhile"));
-                }
+                // The dump is read to its end all the same: until then the kernel takes no other on this socket.
+                interrupted |= header.flags & DUMP_INTERRUPTED != 0;
                 match i32::from(header.kind) {
+                    libc::NLMSG_DONE if interrupted => return Err(changed_meanwhile(action)),
                     libc::NLMSG_DONE => return Ok(()),
                     libc::NLMSG_ERROR => failure(content, action)?,
                     _ => {}
@@ -390,14 +378,14 @@ impl Conversation {
     }
 }
 
-pub(super) struct Header {
+pub(crate) struct Header {
     kind: u16,
     flags: u16,
     sequence: u32,
 }
 
 /// Splits the first message off: its header, what follows the header, and the messages behind it.
-pub(super) fn split_first(bytes: &[u8]) -> Option<(Header, &[u8], &[u8])> {
+pub(crate) fn split_first(bytes: &[u8]) -> Option<(Header, &[u8], &[u8])> {
     let length = usize::try_from(u32::from_ne_bytes(bytes.get(..4)?.try_into().ok()?)).ok()?;
     let kind = u16::from_ne_bytes(bytes.get(4..6)?.try_into().ok()?);
     let flags = u16::from_ne_bytes(bytes.get(6..8)?.try_into().ok()?);
@@ -419,6 +407,21 @@ fn failure(content: &[u8], action: &str) -> Result<()> {
         }),
         None => Err(protocol(action, "an error without a number")),
     }
+}
+
+/// Repeats a dump that a change of the rules has interrupted.
+fn retried<T>(mut dump: impl FnMut() -> Result<T>) -> Result<T> {
+    for _ in 1..DUMPS {
+        match dump() {
+            Err(error) if error.errno() == Some(libc::EINTR) => {}
+            done => return done,
+        }
+    }
+    dump()
+}
+
+fn changed_meanwhile(action: &str) -> Error {
+    Error::Netlink { action: action.to_owned(), index: 0, errno: libc::EINTR, message: None }
 }
 
 fn protocol(action: &str, detail: &str) -> Error {

@@ -37,16 +37,19 @@ impl Attributes {
 }
 
 /// Finds the content of the first attribute of a type.
-pub(in crate::masquerade) fn find_attribute(mut bytes: &[u8], wanted: u16) -> Option<&[u8]> {
-    loop {
+pub(crate) fn find_attribute(bytes: &[u8], wanted: u16) -> Option<&[u8]> {
+    each(bytes).find(|(kind, _)| *kind == wanted).map(|(_, content)| content)
+}
+
+/// Type and content of each attribute, up to the first that is not whole.
+pub(super) fn each(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+    std::iter::from_fn(move || {
         let length = usize::from(u16::from_ne_bytes(bytes.get(..2)?.try_into().ok()?));
         let kind = u16::from_ne_bytes(bytes.get(2..4)?.try_into().ok()?);
         let content = bytes.get(4..length)?;
-        if kind & TYPE_MASK == wanted {
-            return Some(content);
-        }
-        bytes = bytes.get(length.next_multiple_of(4)..)?;
-    }
+        bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
+        Some((kind & TYPE_MASK, content))
+    })
 }
 
 /// nf_tables numbers are big-endian.
