@@ -163,6 +163,8 @@ impl Probe {
     /// When the probe cannot be reached.
     pub fn load(&self, kind: Kind, target: &str, rate: u32) -> Result<Load> {
         let mut stream = self.connect()?;
+        // An exchange on the one open socket holds up those after it.
+        let timeout = if kind == Kind::OpenUdp { 1000 } else { 5000 };
         let request =
             json!({"op": "load", "kind": kind.word(), "target": target, "rate": rate, "timeout_ms": timeout});
         writeln!(stream, "{request}")?;
