@@ -2,6 +2,11 @@
 
 use std::process::ExitCode;
 
+use netd_kernel::heap::Heap;
+
+#[global_allocator]
+static HEAP: Heap = Heap::new();
+
 fn main() -> ExitCode {
     netd_cni::plugin::main()
 }

@@ -8,6 +8,7 @@
 //! |---|---|
 //! | [`clock`] | time, as a trait so that tests own it |
 //! | [`exec`] | other programs: short commands ([`Exec`]) and long-lived children ([`exec::Spawn`]) |
+//! | [`heap`] | memory for programs that live for a millisecond |
 //! | [`netns`] | network namespaces |
 //! | [`link`], [`netlink`] | links, addresses, routes, neighbours over rtnetlink |
 //! | [`conntrack`] | the connection tracking table |
@@ -25,6 +26,7 @@ pub mod conntrack;
 mod error;
 pub mod exec;
 pub mod file;
+pub mod heap;
 pub mod hostport;
 pub mod link;
 pub mod lock;
