@@ -231,30 +231,44 @@ fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// CRC-32 as in IEEE 802.3 (reflected, polynomial 0xEDB88320).
+/// CRC-32 as in IEEE 802.3 (reflected, polynomial 0xEDB88320), eight bytes a step ("slicing-by-8"): every call reads the
+/// whole ledger.
 fn crc32(bytes: &[u8]) -> u32 {
-    !bytes.iter().fold(!0_u32, |crc, byte| {
+    let [one, two, three, four, five, six, seven, eight] = &TABLES;
+    let at = |table: &[u32; 256], byte: u8| table[usize::from(byte)];
+    let (steps, rest) = bytes.as_chunks::<8>();
+    let crc = steps.iter().fold(!0_u32, |crc, [a, b, c, d, e, f, g, h]| {
+        let [w, x, y, z] = crc.to_le_bytes();
+        let old = at(eight, a ^ w) ^ at(seven, b ^ x) ^ at(six, c ^ y) ^ at(five, d ^ z);
+        old ^ at(four, *e) ^ at(three, *f) ^ at(two, *g) ^ at(one, *h)
+    });
+    !rest.iter().fold(crc, |crc, byte| {
         let [low, ..] = crc.to_le_bytes();
-        (crc >> 8) ^ TABLE.get(usize::from(low ^ byte)).copied().unwrap_or_default()
+        (crc >> 8) ^ at(one, low ^ byte)
     })
 }
 
-const TABLE: [u32; 256] = crc_table();
+/// Table n says what a byte does to the sum when n more bytes follow it in its step.
+const TABLES: [[u32; 256]; 8] = crc_tables();
 
-const fn crc_table() -> [u32; 256] {
-    let mut table = [0; 256];
+const fn crc_tables() -> [[u32; 256]; 8] {
+    let mut tables = [[0; 256]; 8];
     let mut byte: u32 = 0;
     while byte < 256 {
         let mut crc = byte;
-        let mut bit = 0;
-        while bit < 8 {
-            crc = if crc & 1 == 1 { (crc >> 1) ^ 0xEDB8_8320 } else { crc >> 1 };
-            bit += 1;
+        let mut table = 0;
+        while table < 8 {
+            let mut bit = 0;
+            while bit < 8 {
+                crc = if crc & 1 == 1 { (crc >> 1) ^ 0xEDB8_8320 } else { crc >> 1 };
+                bit += 1;
+            }
+            tables[table][byte as usize] = crc;
+            table += 1;
         }
-        table[byte as usize] = crc;
         byte += 1;
     }
-    table
+    tables
 }
 
 #[cfg(test)]
@@ -264,6 +278,14 @@ mod tests {
     #[test]
     fn the_checksum_is_crc32() {
         assert_eq!(crc32(b"123456789"), 0xCBF4_3926);
+        let bitwise = |bytes: &[u8]| {
+            let shift = |crc: u32, _| (crc >> 1) ^ if crc & 1 == 1 { 0xEDB8_8320 } else { 0 };
+            !bytes.iter().fold(!0_u32, |crc, byte| (0..8).fold(crc ^ u32::from(*byte), shift))
+        };
+        let bytes: Vec<u8> = (0..100_u8).map(|n| n.wrapping_mul(37)).collect();
+        for end in 0..bytes.len() {
+            assert_eq!(crc32(&bytes[..end]), bitwise(&bytes[..end]), "of {end} bytes");
+        }
     }
 
     #[test]
