@@ -126,8 +126,10 @@ impl Calls {
     /// As containerd sets it.
     fn environment(&self, verb: Verb, pod: &Pod) -> Vec<(OsString, OsString)> {
         let id = &pod.id;
+        let (name, uid) = (pod.host_port, "2f1c9a04-6f0f-4d0e-9d53-0c4f6b1f7e21");
         let arguments = format!(
-            "IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=bench-{id};K8S_POD_INFRA_CONTAINER_ID={id};K8S_POD_UID={id}"
+            "IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=web-7d4b9c6f5d-{name};\
+             K8S_POD_INFRA_CONTAINER_ID={id};K8S_POD_UID={uid}"
         );
         vec![
             ("PATH".into(), PROGRAM_PATH.into()),
