@@ -48,7 +48,7 @@ pub fn conflist(config: &CniConfig) -> String {
         "cniVersions": VERSIONS,
         "name": config.network,
         "plugins": [{
-            "type": "netd",
+            "type": "netd-cni",
             "bridge": config.bridge,
             "ipMasq": config.masquerade,
             "ipam": {
@@ -86,7 +86,7 @@ mod tests {
         let text = conflist(&CniConfig { bridge: "br\"x".to_owned(), ..CniConfig::default() });
         let value: serde_json::Value = serde_json::from_str(&text).unwrap();
         assert_eq!(value["cniVersion"], "0.4.0");
-        assert_eq!(value["plugins"][0]["type"], "netd");
+        assert_eq!(value["plugins"][0]["type"], "netd-cni");
         assert_eq!(value["plugins"][0]["bridge"], "br\"x");
         assert_eq!(value["plugins"][0]["ipam"]["rangesFile"], "/run/netd/podcidrs.json");
         assert_eq!(value["plugins"].as_array().unwrap().len(), 1);

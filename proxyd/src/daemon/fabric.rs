@@ -249,5 +249,5 @@ pub(crate) fn cleanup(config: &Config) -> Result<()> {
 
 /// A conflist that does not name our plugin belongs to somebody else.
 fn is_ours(path: &Path) -> bool {
-    std::fs::read_to_string(path).is_ok_and(|text| text.contains("\"netd\""))
+    std::fs::read_to_string(path).is_ok_and(|text| text.contains("\"netd-cni\""))
 }

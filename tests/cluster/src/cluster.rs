@@ -246,6 +246,7 @@ fn start_all(run: &Run, dataplane: Dataplane) -> Result<Cluster> {
     let kubectl = Kubectl::new(binaries.kubernetes("kubectl"), kubeconfig);
     let cluster =
         Cluster { run: run.clone(), binaries, plane, control, workers, outside, kubectl, dataplane };
+    cluster.kubectl.apply_text(&cluster.control, include_str!("../../../manifests/base/rbac.yaml"))?;
     cluster.apply(&base_objects())?;
     let resolver = format!("nameserver {}\n", OUTSIDE.1);
     cluster.outside.spawn("dns", &[&cluster.binaries.own("probe"), "dns"])?;
@@ -302,7 +303,7 @@ fn wait_nodes(cluster: &Cluster, what: &str, accept: impl Fn(&Value) -> bool) ->
     })
 }
 
-/// The control plane's Node, for it has no kubelet to register it, and what netd may read.
+/// The control plane's Node, for it has no kubelet to register it, and the role of rbac.yaml for netd's user here.
 fn base_objects() -> Vec<Value> {
     vec![
         json!({
@@ -314,19 +315,8 @@ fn base_objects() -> Vec<Value> {
             ]},
         }),
         json!({
-            "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole",
-            "metadata": {"name": "netd"},
-            "rules": [
-                {"apiGroups": [""], "resources": ["services", "endpoints", "nodes", "namespaces"],
-                 "verbs": ["get", "list", "watch"]},
-                {"apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"],
-                 "verbs": ["get", "list", "watch"]},
-                {"apiGroups": [""], "resources": ["events"], "verbs": ["create", "patch"]},
-            ],
-        }),
-        json!({
             "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding",
-            "metadata": {"name": "netd"},
+            "metadata": {"name": "netd-user"},
             "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "netd"},
             "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": "netd"}],
         }),

@@ -40,8 +40,16 @@ impl Kubectl {
     /// When the server refuses them.
     pub fn apply(&self, machine: &Machine, objects: &[Value]) -> Result<()> {
         let list = serde_json::json!({"apiVersion": "v1", "kind": "List", "items": objects}).to_string();
+        self.apply_text(machine, &list)
+    }
+
+    /// Applies manifests as they are in a file.
+    ///
+    /// # Errors
+    /// When the server refuses them.
+    pub fn apply_text(&self, machine: &Machine, manifests: &str) -> Result<()> {
         eventually("kubectl apply", Duration::from_secs(15), || {
-            self.call(machine, &["apply", "-f", "-"], &list).map(drop)
+            self.call(machine, &["apply", "-f", "-"], manifests).map(drop)
         })
     }
 

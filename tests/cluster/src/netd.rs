@@ -17,7 +17,7 @@ const CONFIG: &str = "/etc/netd/config.yaml";
 const PROGRAM: &str = "/usr/local/bin/netd";
 /// The plugin under each name it is called by: the network's, and that of the plugin containerd wants beside
 /// it.
-const PLUGINS: [&str; 3] = ["/opt/cni/bin/netd-cni", "/opt/cni/bin/netd", "/opt/cni/bin/loopback"];
+const PLUGINS: [&str; 2] = ["/opt/cni/bin/netd-cni", "/opt/cni/bin/loopback"];
 const DAEMON: &str = "netd";
 const READY: &str = "http://127.0.0.1:10256/readyz";
 
