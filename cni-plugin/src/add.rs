@@ -12,6 +12,7 @@ use crate::error::{CniError, Code};
 use crate::leases;
 use crate::naming;
 use crate::node::{self, Bridge};
+use crate::ports;
 use crate::ranges::NodeRanges;
 use crate::result::{AddResult, Address, Interface};
 
@@ -42,9 +43,14 @@ pub fn add(call: &Call, config: &Config) -> Result<AddResult, CniError> {
         hairpin: config.hairpin,
         detect_duplicates: config.detect_duplicates,
     };
-    match attachment.wire(&mut netlink, &bridge, &namespace) {
+    let wired = attachment.wire(&mut netlink, &bridge, &namespace);
+    let wired = wired.map_err(|cause| wiring_error(call, &cause)).and_then(|wired| {
+        ports::add(&mut netlink, config, &lease)?;
+        Ok(wired)
+    });
+    match wired {
         Ok(wired) => Ok(result(call, config, &bridge, &wired, &attachment)),
-        Err(cause) => Err(undo(call, config, &mut netlink, wiring_error(call, &cause))),
+        Err(error) => Err(undo(call, config, &mut netlink, error)),
     }
 }
 

@@ -14,6 +14,7 @@ use crate::config::Config;
 use crate::error::{CniError, Code};
 use crate::naming;
 use crate::node;
+use crate::ports;
 use crate::ranges::NodeRanges;
 use crate::result::Previous;
 
@@ -33,7 +34,10 @@ pub fn check(call: &Call, config: &Config) -> Result<(), CniError> {
     let mut faults = Vec::new();
     match lease(call, config)? {
         None => faults.push(format!("{} has no address in the ledger", call.owner)),
-        Some(lease) => faults.extend(pod_faults(call, config, &ranges, &lease, &previous, &namespace)?),
+        Some(lease) => {
+            faults.extend(pod_faults(call, config, &ranges, &lease, &previous, &namespace)?);
+            faults.extend(ports::faults(config, &lease)?);
+        }
     }
     let mut netlink = Netlink::open().map_err(|e| unusable(&e))?;
     faults.extend(host_faults(&mut netlink, call, config).map_err(|e| unusable(&e))?);

@@ -19,7 +19,7 @@ mod resolv;
 mod wishes;
 
 use document::{Document, RangeDocument};
-pub use wishes::{Wishes, address, machine_mac};
+pub use wishes::{PortWish, Wishes, address, machine_mac};
 
 /// What a configuration may call this plugin: runtimes look for a program of that name.
 pub const TYPES: [&str; 3] = ["netd", "netd-cni", REFERENCE];

@@ -12,6 +12,7 @@ use crate::error::{CniError, Code};
 use crate::import;
 use crate::leases;
 use crate::naming;
+use crate::ports;
 
 /// Does a DEL.
 ///
@@ -33,7 +34,7 @@ pub fn del(call: &Call, config: &Config) -> Result<(), CniError> {
     }
 }
 
-/// Removes an attachment: the link and neighbour entries first, the lease last, so that an address that is still
+/// Removes an attachment: host ports, link and neighbour entries first, the lease last, so that an address that is still
 /// wired is never given to another. Returns all that failed.
 pub fn remove(netlink: &mut Netlink, config: &Config, owner: &Owner) -> Vec<String> {
     let (known, mut failures) = match leases::open_existing(config) {
@@ -43,7 +44,8 @@ pub fn remove(netlink: &mut Netlink, config: &Config, owner: &Owner) -> Vec<Stri
     };
     let addresses =
         known.as_ref().map_or_else(|| addresses_of_link(netlink, owner), |lease| lease.addresses.clone());
-    let unwired = attachment::unwire(netlink, &config.bridge, owner, &addresses);
+    let mut unwired: Vec<_> = ports::remove(&config.network, owner).err().into_iter().collect();
+    unwired.extend(attachment::unwire(netlink, &config.bridge, owner, &addresses));
     failures.extend(unwired.iter().map(ToString::to_string));
     if let Some(lease) = known.filter(|_| unwired.is_empty()) {
         // First the copy: after a kill in between, the next call finds the lease again.

@@ -40,6 +40,8 @@ pub enum Code {
     Teardown = 104,
     /// The masquerade rules could not be installed.
     Masquerade = 105,
+    /// The host ports could not be installed.
+    HostPort = 106,
 }
 
 /// A failed call, as the runtime gets to read it.

@@ -10,6 +10,7 @@ use crate::del;
 use crate::error::{CniError, Code};
 use crate::leases;
 use crate::naming;
+use crate::ports;
 
 /// Does a GC; goes on past errors and tells them at the end.
 ///
@@ -31,6 +32,7 @@ pub fn gc(config: &Config) -> Result<(), CniError> {
         failures.extend(del::remove(&mut netlink, config, owner));
     }
     failures.extend(remove_strays(&mut netlink, config, &valid_links));
+    failures.extend(ports::collect(&config.network, &valid_links).iter().map(ToString::to_string));
     del::report(
         CniError::new(
             Code::Teardown,

@@ -11,6 +11,7 @@
 //! | [`node`] | the bridge, forwarding and masquerade: shared by all pods, ensured by each ADD |
 //! | [`attachment`] | one pod's link, address and routes: wired, unwired |
 //! | [`import`] | leases that the host-local plugin gave before |
+//! | [`ports`] | ports of the node that lead to a pod |
 //! | [`leases`] | the ledger, with the leases that the kernel shows as its second memory |
 //! | [`add`], [`del`], [`check`], [`gc`], [`status`] | the verbs |
 //! | [`loopback`] | the plugin of that name, for runtimes that call one |
@@ -32,6 +33,7 @@ pub mod loopback;
 pub mod naming;
 pub mod node;
 pub mod plugin;
+pub mod ports;
 pub mod ranges;
 pub mod result;
 pub mod status;

@@ -11,5 +11,6 @@ mod cni {
     mod lifecycle;
     mod malformed;
     mod migrated;
+    mod ports;
     mod traffic;
 }

@@ -55,8 +55,8 @@ fn what_the_runtimes_library_adds_is_no_unknown_key() {
     let config = config.unwrap();
     assert_eq!(config.valid.unwrap()[0], Owner { container: "a".into(), interface: "eth0".into() });
     assert!(config.previous.is_some() && config.wishes.unsupported.is_none());
-    let wish = parse(json!({ "runtimeConfig": { "portMappings": [{ "hostPort": 1 }] } })).unwrap();
-    assert_eq!(wish.wishes.unsupported, Some("portMappings"));
+    let wish = parse(json!({ "runtimeConfig": { "bandwidth": { "ingressRate": 1 } } })).unwrap();
+    assert_eq!(wish.wishes.unsupported, Some("bandwidth"));
 }
 
 #[test]
@@ -83,6 +83,11 @@ fn every_impossible_value_has_its_code() {
         json!({ "disableContainerInterface": true }),
         json!({ "ipMasqBackend": "iptables" }),
         json!({ "hairpinMode": true, "promiscMode": true }),
+        json!({ "runtimeConfig": { "portMappings": [{ "hostPort": 1 }] } }),
+        json!({ "runtimeConfig": { "portMappings": [{ "hostPort": 0, "containerPort": 1 }] } }),
+        json!({ "runtimeConfig": { "portMappings": [{ "hostPort": 65536, "containerPort": 1 }] } }),
+        json!({ "runtimeConfig": { "portMappings": [{ "hostPort": 1, "containerPort": 1, "protocol": "x" }] } }),
+        json!({ "runtimeConfig": { "portMappings": [{ "hostPort": 1, "containerPort": 1, "hostIP": "x" }] } }),
         json!({ "runtimeConfig": { "ips": ["x"] } }),
         json!({ "runtimeConfig": { "ips": "10.0.0.1" } }),
         json!({ "runtimeConfig": { "mac": "01:00:00:00:00:00" } }),

@@ -4,6 +4,7 @@
 use std::net::IpAddr;
 
 use netd_kernel::Mac;
+use netd_kernel::conntrack::Transport;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
@@ -18,14 +19,61 @@ pub struct Wishes {
     pub addresses: Vec<IpAddr>,
     /// The MAC address that the pod is to have.
     pub mac: Option<Mac>,
+    /// Ports of the node that are to lead to the pod.
+    pub ports: Vec<PortWish>,
     /// DNS settings, each of which replaces the configuration's.
     pub dns: Dns,
     /// A wish that is not granted: ADD refuses it.
     pub unsupported: Option<&'static str>,
 }
 
+/// A port of the node that is to lead to one of the pod's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PortWish {
+    /// The protocol.
+    pub transport: Transport,
+    /// The port of the node.
+    pub host_port: u16,
+    /// The pod's port.
+    pub container_port: u16,
+    /// The one address of the node that counts, or the unspecified one of the one family that counts.
+    pub host_ip: Option<IpAddr>,
+}
+
 /// Capabilities whose wishes this plugin does not grant: granting nothing silently would lose them.
-const UNSUPPORTED: [&str; 2] = ["portMappings", "bandwidth"];
+const UNSUPPORTED: [&str; 1] = ["bandwidth"];
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct PortDocument {
+    host_port: u16,
+    container_port: u16,
+    #[serde(default)]
+    protocol: String,
+    #[serde(rename = "hostIP", default)]
+    host_ip: String,
+}
+
+impl PortDocument {
+    fn wish(self) -> Result<PortWish, CniError> {
+        let Self { host_port, container_port, protocol, host_ip } = self;
+        let wrong = |what: String| invalid(format!("runtimeConfig.portMappings has {what}"));
+        if host_port == 0 || container_port == 0 {
+            return Err(wrong("port 0".to_owned()));
+        }
+        let transport = match protocol.to_ascii_lowercase().as_str() {
+            "" | "tcp" => Transport::Tcp,
+            "udp" => Transport::Udp,
+            "sctp" => Transport::Sctp,
+            _ => return Err(wrong(format!("protocol {protocol:?}"))),
+        };
+        let host_ip = match host_ip.as_str() {
+            "" => None,
+            text => Some(text.parse().map_err(|_no_address| wrong(format!("hostIP {text:?}")))?),
+        };
+        Ok(PortWish { transport, host_port, container_port, host_ip })
+    }
+}
 
 #[derive(Default, Deserialize)]
 struct DnsWish {
@@ -53,8 +101,11 @@ impl Wishes {
         let wish: DnsWish = read(runtime, "dns", "runtimeConfig.dns")?.unwrap_or_default();
         let dns =
             Dns { nameservers: wish.servers, domain: None, search: wish.searches, options: wish.options };
+        let ports: Vec<PortDocument> =
+            read(runtime, "portMappings", "runtimeConfig.portMappings")?.unwrap_or_default();
+        let ports = ports.into_iter().map(PortDocument::wish).collect::<Result<_, _>>()?;
         let unsupported = UNSUPPORTED.into_iter().find(|key| runtime.get(*key).is_some_and(|v| !is_empty(v)));
-        Ok(Self { addresses, mac, dns, unsupported })
+        Ok(Self { addresses, mac, ports, dns, unsupported })
     }
 
     /// Adds what `CNI_ARGS` wish, where nobody else wishes it.

@@ -189,7 +189,10 @@ impl Bench {
             env[4].1 = args;
             self.refuse(&format!("ADD with {change} {args}"), &env, config.to_string().as_bytes(), code);
         };
-        add(json!({ "runtimeConfig": { "portMappings": [{ "hostPort": 80 }] } }), "", 2);
+        add(json!({ "runtimeConfig": { "bandwidth": { "ingressRate": 8000 } } }), "", 2);
+        add(json!({ "runtimeConfig": { "portMappings": [{ "hostPort": 80 }] } }), "", 7);
+        let other_family = json!({ "hostPort": 80, "containerPort": 80, "hostIP": "fd00::1" });
+        add(json!({ "runtimeConfig": { "portMappings": [other_family] } }), "", 7);
         add(json!({ "runtimeConfig": { "mac": "01:00:00:00:00:01" } }), "", 7);
         add(json!({ "runtimeConfig": { "ips": ["172.16.2.9"] } }), "", 7);
         add(json!({}), "IP=172.16.1.1", 7);

@@ -181,6 +181,20 @@ pub fn repair() -> Result<bool> {
     Ok(changed)
 }
 
+/// Whether the rules of the tables that there are are as they were installed.
+///
+/// # Errors
+/// [`Error::Netlink`] when the kernel refuses.
+pub fn is_intact() -> Result<bool> {
+    let mut conversation = Conversation::open()?;
+    let mut intact = true;
+    for family in Family::BOTH {
+        let flags = conversation.table(family, TABLE)?;
+        intact &= is_right(&mut conversation, family, flags)?;
+    }
+    Ok(intact)
+}
+
 /// Removes both tables with all ports and says whether there was one.
 ///
 /// # Errors
@@ -257,13 +271,8 @@ fn ensure_in(conversation: &mut Conversation, ports: &[HostPort]) -> Result<()> 
 /// Installs chains, sets and rules where they are not as they should be; elements stay.
 fn ensure_family(conversation: &mut Conversation, family: Family) -> Result<bool> {
     let flags = conversation.table(family, TABLE)?;
-    let rules = rules(family);
-    if flags == Some(0) {
-        let found = conversation.rules(family, TABLE)?;
-        let found = found.into_iter().map(|rule| (rule.chain, rule.comment));
-        if found.eq(rules.iter().map(|(chain, rule)| ((*chain).to_owned(), rule.comment().to_owned()))) {
-            return Ok(false);
-        }
+    if flags.is_some() && is_right(conversation, family, flags)? {
+        return Ok(false);
     }
     let mut batch = Batch::new();
     batch.add_table(family, TABLE, false);
@@ -286,10 +295,19 @@ fn ensure_family(conversation: &mut Conversation, family: Family) -> Result<bool
     batch.add_chain(family, TABLE, TRANSLATE);
     batch.add_base_chain(family, TABLE, POSTROUTING, nat(Hook::POST_ROUTING, PRIORITY_SNAT));
     batch.flush_table(family, TABLE);
-    for (chain, rule) in rules {
+    for (chain, rule) in rules(family) {
         batch.add_rule(family, TABLE, chain, rule);
     }
     conversation.commit(batch, "install host port rules").map(|()| true)
+}
+
+/// Whether a family's table is awake and has its rules and no others; right as well where there is none.
+fn is_right(conversation: &mut Conversation, family: Family, flags: Option<u32>) -> Result<bool> {
+    let Some(flags) = flags else { return Ok(true) };
+    let rules = rules(family);
+    let wanted = rules.iter().map(|(chain, rule)| ((*chain).to_owned(), rule.comment().to_owned()));
+    let found = conversation.rules(family, TABLE)?;
+    Ok(flags == 0 && found.into_iter().map(|rule| (rule.chain, rule.comment)).eq(wanted))
 }
 
 /// nft's numbers of data types (`enum datatypes` of libnftables); those of a concatenation stand six bits apart.
