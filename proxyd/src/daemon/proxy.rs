@@ -14,7 +14,7 @@ use netd_model::{
     ServicePlan, Snapshot,
 };
 use netd_watch::{Subscriber, Update};
-use tokio::runtime::Handle;
+use tokio::runtime::Runtime;
 use tracing::{debug, info, warn};
 
 use super::Surroundings;
@@ -77,10 +77,9 @@ impl Proxy {
     /// Serves until the daemon drains. Never ends by itself: a failing kernel is retried.
     pub(super) fn run(mut self, mut subscriber: Subscriber) -> Result<()> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let handle = runtime.handle().clone();
         self.resync();
         loop {
-            match self.next(&handle, &mut subscriber) {
+            match self.next(&runtime, &mut subscriber) {
                 Event::Update(update) => self.take(update),
                 Event::Tick => self.look(),
                 Event::Stop => return Ok(()),
@@ -89,12 +88,13 @@ impl Proxy {
         }
     }
 
-    fn next(&mut self, handle: &Handle, subscriber: &mut Subscriber) -> Event {
+    fn next(&mut self, runtime: &Runtime, subscriber: &mut Subscriber) -> Event {
         let waiting = self.wanted.as_ref().is_some_and(|wanted| !wanted.applied);
         let check = Duration::from_secs(u64::from(self.around.config.proxy.iptables.check_seconds));
         let wait = if waiting { self.backoff } else { check };
         let mut shutdown = self.around.shutdown.clone();
-        handle.block_on(async {
+        // Not through a handle, which would not drive the timer: no look at the rules, no second try.
+        runtime.block_on(async {
             tokio::select! {
                 _ = shutdown.wait_for(|stop| *stop) => Event::Stop,
                 update = subscriber.next() => update.map_or(Event::Stop, Event::Update),
