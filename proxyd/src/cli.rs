@@ -25,6 +25,8 @@ pub(crate) mod exit {
     pub(crate) const UNREACHABLE: u8 = 4;
     /// The configuration or the host does not let netd run (sysexits' EX_USAGE).
     pub(crate) const CONFIG: u8 = 64;
+    /// Ended by a signal, 128 + SIGINT, after everything was removed.
+    pub(crate) const INTERRUPTED: u8 = 130;
 }
 
 /// Node networking for Kubernetes: Services, pod routes and cluster DNS in one daemon.

@@ -1,5 +1,9 @@
 //! Processes by their number.
 
+use std::ffi::OsStr;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+
 use nix::errno::Errno;
 use nix::unistd::Pid;
 
@@ -41,6 +45,30 @@ pub fn exists(pid: u32) -> bool {
         Ok(target) => !matches!(nix::sys::signal::kill(target, None), Err(Errno::ESRCH)),
         Err(_) => false,
     }
+}
+
+/// Becomes this program anew with other arguments: same process, environment and standard streams, no other thread.
+///
+/// Every thread stops where it is, as after SIGKILL, and no destructor runs. So a thread that hears of a signal can undo
+/// what another one is in the middle of making.
+///
+/// # Errors
+/// [`Error::Io`] when the kernel refuses; it returns in no other case.
+#[expect(clippy::disallowed_methods, reason = "starts no process, but replaces this one")]
+pub fn restart_with<A: AsRef<OsStr>>(args: impl IntoIterator<Item = A>) -> Error {
+    // The link works when the file was replaced or removed meanwhile.
+    Error::io("start this program anew", Command::new("/proc/self/exe").args(args).exec())
+}
+
+/// Makes `signal` do nothing from now on, in this process and in what it becomes by [`restart_with`].
+///
+/// # Errors
+/// [`Error::Sys`] for a signal that cannot be ignored.
+pub fn ignore(signal: Signal) -> Result<()> {
+    use nix::sys::signal::{SigHandler, signal as dispose};
+    // SAFETY: no handler is installed, so no code of ours runs in a signal's context.
+    let before = unsafe { dispose(number(signal), SigHandler::SigIgn) };
+    before.map(|_| ()).map_err(|errno| Error::sys(format!("ignore {signal:?}"), errno))
 }
 
 /// Whether the effective user is root.

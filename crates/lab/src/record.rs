@@ -260,12 +260,33 @@ impl<'a> Removal<'a> {
         if !self.failures.is_empty() {
             return;
         }
-        match fs::remove_dir_all(state_dir) {
+        match remove_record_last(state_dir) {
             Ok(()) => self.removed.directories += 1,
             Err(e) if e.kind() == io::ErrorKind::NotFound => {}
             Err(e) => self.failures.push(format!("remove {}: {e}", state_dir.display())),
         }
     }
+}
+
+/// Whoever is killed in the middle leaves the record, so the next removal finds its way.
+fn remove_record_last(state_dir: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(state_dir)? {
+        let entry = entry?;
+        if entry.file_name() == FILE {
+            continue;
+        }
+        let removed = if entry.file_type()?.is_dir() {
+            fs::remove_dir_all(entry.path())
+        } else {
+            fs::remove_file(entry.path())
+        };
+        match removed {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+            Ok(()) | Err(_) => {}
+        }
+    }
+    fs::remove_file(state_dir.join(FILE))?;
+    fs::remove_dir(state_dir)
 }
 
 fn is_below_or_at(path: &Path, root: &Path) -> bool {

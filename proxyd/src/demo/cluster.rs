@@ -15,7 +15,6 @@ use netd_lab::agent::{AgentHandle, Serve};
 use netd_lab::{CniRuntime, Lab, LabSpec, Node, NodeSpec, Place, Pod, PodSpec, Removed};
 
 use super::slices::{self, Backend};
-use super::{NAME, STATE_DIR};
 use crate::config::{
     CniConfig, Config, DataplaneChoice, DnsConfig, EbpfOptions, HttpConfig, PathsConfig, ProxyConfig,
     SourceConfig,
@@ -32,6 +31,8 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 /// The cluster; parts exist as the scenes make them.
 pub(super) struct Cluster {
+    name: String,
+    state_dir: PathBuf,
     plugin: PathBuf,
     dataplane: DataplaneChoice,
     lab: Option<Lab>,
@@ -41,27 +42,25 @@ pub(super) struct Cluster {
     runtime: tokio::runtime::Runtime,
 }
 
-fn state_dir() -> PathBuf {
-    PathBuf::from(STATE_DIR)
-}
-
-fn manifests_dir() -> PathBuf {
-    state_dir().join("manifests")
-}
-
 fn lan(host: u8) -> Result<IpNetwork> {
     let address = Ipv4Addr::new(192, 168, 1, host);
     Ok(IpNetwork::V4(Ipv4Network::new(address, 24).context("the LAN's prefix")?))
 }
 
 impl Cluster {
-    /// A cluster of which nothing exists yet.
-    pub(super) fn new(plugin: PathBuf, dataplane: DataplaneChoice) -> Result<Self> {
+    /// A cluster of which nothing exists yet, with the prefix of its namespaces and the directory of its state.
+    pub(super) fn new(
+        (name, state_dir): (&str, &Path),
+        plugin: PathBuf,
+        dataplane: DataplaneChoice,
+    ) -> Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
             .context("start the runtime")?;
         Ok(Self {
+            name: name.to_owned(),
+            state_dir: state_dir.to_owned(),
             plugin,
             dataplane,
             lab: None,
@@ -99,20 +98,20 @@ impl Cluster {
         let outside = NodeSpec { name: OUTSIDE.to_owned(), addresses: vec![lan(50)?], pod_cidrs: Vec::new() };
         let program = std::env::current_exe().context("find this program")?;
         let spec = LabSpec {
-            name: NAME.to_owned(),
-            state_dir: state_dir(),
+            name: self.name.clone(),
+            state_dir: self.state_dir.clone(),
             nodes,
             clients: vec![outside],
             gateway: vec![lan(1)?],
             agent: vec![program.into_os_string(), "lab-agent".into()],
         };
         let lab = Lab::create(&spec)
-            .context("make the namespaces; if an earlier demo was left standing: netd demo --cleanup")?;
+            .context("make the namespaces; if another demo is in the way: netd demo --cleanup")?;
         self.lab = Some(lab);
-        let directory = manifests_dir();
+        let directory = self.manifests_dir();
         std::fs::create_dir_all(&directory).with_context(|| format!("create {}", directory.display()))?;
-        write_manifest("nodes.yaml", include_str!("../../../manifests/demo/nodes.yaml"))?;
-        write_manifest("web.yaml", include_str!("../../../manifests/demo/web.yaml"))?;
+        self.write_manifest("nodes.yaml", include_str!("../../../manifests/demo/nodes.yaml"))?;
+        self.write_manifest("web.yaml", include_str!("../../../manifests/demo/web.yaml"))?;
         self.publish(&[])
     }
 
@@ -162,7 +161,7 @@ impl Cluster {
         let run_dir = directory.join("run");
         Config {
             node_name: Some(node.name().to_owned()),
-            source: SourceConfig { manifests: Some(manifests_dir()), ..SourceConfig::default() },
+            source: SourceConfig { manifests: Some(self.manifests_dir()), ..SourceConfig::default() },
             proxy: ProxyConfig {
                 dataplane: self.dataplane,
                 ebpf: EbpfOptions {
@@ -193,13 +192,17 @@ impl Cluster {
         Ok(())
     }
 
-    fn socket(name: &str) -> PathBuf {
-        state_dir().join(name).join("run/netd.sock")
+    fn manifests_dir(&self) -> PathBuf {
+        self.state_dir.join("manifests")
+    }
+
+    fn socket(&self, name: &str) -> PathBuf {
+        self.state_dir.join(name).join("run/netd.sock")
     }
 
     /// What a node's netd says of itself, if it answers.
     pub(super) fn state(&self, name: &str) -> Option<StateDoc> {
-        let socket = Self::socket(name);
+        let socket = self.socket(name);
         self.runtime.block_on(async { Client::connect(&socket).await.ok()?.state().await.ok() })
     }
 
@@ -240,7 +243,7 @@ impl Cluster {
 
     /// Adds a pod by calling the plugin as a container runtime does.
     pub(super) fn add_pod(&mut self, node: &str, name: &str) -> Result<IpAddr> {
-        let path = state_dir().join(node).join("00-netd.conflist");
+        let path = self.state_dir.join(node).join("00-netd.conflist");
         let text = std::fs::read_to_string(&path)
             .with_context(|| format!("read the network configuration {} that netd wrote", path.display()))?;
         let conflist = serde_json::from_str(&text).with_context(|| format!("read {}", path.display()))?;
@@ -283,7 +286,14 @@ impl Cluster {
 
     /// Writes the EndpointSlices with these pods.
     pub(super) fn publish(&self, backends: &[Backend]) -> Result<()> {
-        write_manifest("slices.yaml", &slices::yaml(backends, WEB_PORT))
+        self.write_manifest("slices.yaml", &slices::yaml(backends, WEB_PORT))
+    }
+
+    /// Writes a file of the directory of manifests in one step, as an editor or `kubectl` would replace it.
+    fn write_manifest(&self, name: &str, text: &str) -> Result<()> {
+        let path = self.manifests_dir().join(name);
+        netd_kernel::file::atomic_write(&path, text.as_bytes(), 0o644)
+            .with_context(|| format!("write {}", path.display()))
     }
 
     /// Waits until every node's dataplane sends `web` to exactly these pods.
@@ -299,8 +309,12 @@ impl Cluster {
 
     /// Prints the last lines of every daemon's log to standard error.
     pub(super) fn show_logs(&self) {
+        if self.lab.is_none() {
+            // What is there is another demo's.
+            return;
+        }
         for node in Self::nodes() {
-            let path = state_dir().join(node).join("netd.log");
+            let path = self.state_dir.join(node).join("netd.log");
             let Ok(text) = std::fs::read_to_string(&path) else { continue };
             eprintln!("--- the end of {}", path.display());
             let lines: Vec<&str> = text.lines().collect();
@@ -340,11 +354,4 @@ fn web_endpoints(state: &StateDoc) -> Vec<String> {
     let mut endpoints = frontend.map(|frontend| frontend.endpoints.clone()).unwrap_or_default();
     endpoints.sort();
     endpoints
-}
-
-/// Writes a file of the directory of manifests in one step, as an editor or `kubectl` would replace it.
-fn write_manifest(name: &str, text: &str) -> Result<()> {
-    let path: &Path = &manifests_dir().join(name);
-    netd_kernel::file::atomic_write(path, text.as_bytes(), 0o644)
-        .with_context(|| format!("write {}", path.display()))
 }

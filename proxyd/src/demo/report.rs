@@ -114,6 +114,17 @@ impl Report {
         out(&format!("{clear}{mark} {:<18} {}  [{:.1} s]\n", step.step, step.text, took.as_secs_f64()))
     }
 
+    /// Writes the summary of a demo that could not go on, for a machine; a person reads the error.
+    pub(super) fn broke(&self, error: &str) -> Result<()> {
+        if !self.script {
+            return Ok(());
+        }
+        let summary = serde_json::json!({
+            "step": "summary", "ok": false, "steps": self.steps, "failedSteps": self.failed, "error": error,
+        });
+        out(&format!("{summary}\n"))
+    }
+
     /// Writes the summary. Returns the exit code.
     pub(super) fn finish(self) -> Result<u8> {
         let ok = self.failed.is_empty();

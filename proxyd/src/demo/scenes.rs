@@ -25,28 +25,31 @@ const RATE: u32 = 400;
 /// How long the load runs before and after what happens.
 const CALM: Duration = Duration::from_millis(1500);
 
+/// Plays one scene.
+type Scene = fn(&mut Cluster, &Report) -> Result<Step>;
+
 /// Plays every scene in order.
 ///
 /// # Errors
 /// When the stage itself breaks (a namespace, a daemon that does not start). A scene that goes wrong is a
 /// failed step of the report, not an error.
 pub(super) fn play(cluster: &mut Cluster, report: &mut Report) -> Result<()> {
-    let scenes: [fn(&mut Cluster, &Report) -> Result<Step>; 11] = [
-        topology,
-        netd_ready,
-        pods,
-        pod_to_pod,
-        service_by_name,
-        headless,
-        node_port,
-        no_endpoints,
-        endpoint_removed,
-        endpoint_restored,
-        sigkill_restart,
+    let scenes: [(&str, Scene); 11] = [
+        ("topology", topology),
+        ("netd-ready", netd_ready),
+        ("pods", pods),
+        ("pod-to-pod", pod_to_pod),
+        ("service-by-name", service_by_name),
+        ("headless", headless),
+        ("node-port", node_port),
+        ("no-endpoints", no_endpoints),
+        ("endpoint-removed", endpoint_removed),
+        ("endpoint-restored", endpoint_restored),
+        ("sigkill-restart", sigkill_restart),
     ];
-    for scene in scenes {
+    for (name, scene) in scenes {
         let start = SystemClock.now();
-        let step = scene(cluster, report)?;
+        let step = scene(cluster, report).with_context(|| format!("step {name}"))?;
         report.done(step, SystemClock.now().duration_since(start))?;
     }
     Ok(())

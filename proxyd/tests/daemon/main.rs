@@ -2,10 +2,13 @@
 
 // `cfg(test)` tells the lints that this is test code.
 #[cfg(test)]
+mod demo;
+#[cfg(test)]
 mod node;
 
 use std::time::Duration;
 
+use netd_kernel::clock::eventually;
 use netd_lab::Place;
 use netd_lab::agent::{Connect, Serve};
 use netd_lab::traffic::Outcome;
@@ -98,6 +101,30 @@ fn sigterm_leaves_the_rules_and_cleanup_removes_only_ours() {
     }
     assert_eq!(node.rules(), before);
     assert!(!node.links().contains(&"netd-dns".to_owned()), "{:?}", node.links());
+}
+
+#[test]
+fn rules_that_another_program_removes_come_back() {
+    let node = TestNode::new("heal");
+    node.manifest("good.yaml", GOOD);
+    let mut daemon = node.start("");
+    daemon.wait_ready();
+    let _server = node.serve(8080);
+    for flushed in [&["-t", "nat", "-F"][..], &["-t", "nat", "-F", "OUTPUT"], &["-F"]] {
+        let before = node.rules();
+        node.iptables(flushed);
+        assert_ne!(node.rules(), before, "{flushed:?} removed nothing");
+        let healed = eventually(Duration::from_secs(20), || (node.rules() == before).then_some(()));
+        assert!(healed.is_some(), "{flushed:?}:\n{}\n{}", node.rules(), daemon.log());
+        let outcome = node.place().connect(Connect::tcp("10.96.1.1:80".parse().unwrap())).unwrap();
+        assert!(matches!(outcome[..], [Outcome::Answered { .. }]), "{flushed:?}: {outcome:?}");
+    }
+    assert!(daemon.log().contains("another program changed our rules"), "{}", daemon.log());
+    let metrics = node.get("127.0.0.1:10249", "/metrics");
+    assert!(
+        metrics.lines().any(|l| l.contains("repair") && l.contains("rules") && !l.ends_with(" 0")),
+        "{metrics}"
+    );
 }
 
 #[test]

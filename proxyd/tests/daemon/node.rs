@@ -15,7 +15,7 @@ use netd_lab::agent::{AgentHandle, Serve};
 use netd_lab::{Lab, LabSpec, Node, NodeSpec, Place};
 use serde_json::Value;
 
-const NETD: &str = env!("CARGO_BIN_EXE_netd");
+pub(crate) const NETD: &str = env!("CARGO_BIN_EXE_netd");
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// How a command ended.
