@@ -6,8 +6,9 @@ use netd_kernel::{Mac, Namespace, Netlink};
 
 use crate::attachment::{self, Attachment, Wired};
 use crate::call::Call;
-use crate::config::{Config, ExtraRoute};
+use crate::config::{Config, Dns, ExtraRoute};
 use crate::del;
+use crate::delegate::Grant;
 use crate::error::{CniError, Code};
 use crate::leases;
 use crate::naming;
@@ -24,34 +25,74 @@ pub fn add(call: &Call, config: &Config) -> Result<AddResult, CniError> {
     refuse_wishes(config)?;
     refuse_previous(config)?;
     let namespace = call.open_namespace()?;
-    let ranges = NodeRanges::of(config)?;
-    check_routes(config, &ranges)?;
-    let mut netlink = Netlink::open().map_err(|e| {
-        CniError::new(Code::Wiring, "the kernel's netlink cannot be used").because(e).and("is this root?")
-    })?;
+    let Some(delegate) = &config.delegate else {
+        let ranges = NodeRanges::of(config)?;
+        check_routes(config, &ranges)?;
+        let mut netlink = open_netlink()?;
+        refuse_taken_interface(call, &namespace)?;
+        let bridge = node::prepare(&mut netlink, config, &ranges)?;
+        let lease = allocate(call, config, &ranges)?;
+        let gateways = gateways_of(&lease, &ranges);
+        let outcome = connect(call, config, (&mut netlink, &bridge, &namespace), &lease, &gateways);
+        return outcome.map_err(|error| undo(call, config, &mut netlink, error));
+    };
+    let mut netlink = open_netlink()?;
     refuse_taken_interface(call, &namespace)?;
-    let bridge = node::prepare(&mut netlink, config, &ranges)?;
-    let lease = allocate(call, config, &ranges)?;
-    let gateways = gateways_of(&lease, &ranges);
+    let grant = delegate.add(call)?;
+    let outcome = connect_granted(call, config, &mut netlink, &namespace, grant);
+    outcome.map_err(|error| undo(call, config, &mut netlink, error))
+}
+
+fn open_netlink() -> Result<Netlink, CniError> {
+    Netlink::open().map_err(|e| {
+        CniError::new(Code::Wiring, "the kernel's netlink cannot be used").because(e).and("is this root?")
+    })
+}
+
+/// Wires a pod with the addresses that another plugin gave.
+fn connect_granted(
+    call: &Call,
+    config: &Config,
+    netlink: &mut Netlink,
+    namespace: &Namespace,
+    grant: Grant,
+) -> Result<AddResult, CniError> {
+    let (addresses, gateways): (Vec<_>, Vec<_>) = grant.addresses.into_iter().unzip();
+    let dns = if config.dns == Dns::default() { grant.dns } else { config.dns.clone() };
+    let config = Config { routes: grant.routes, dns, ..config.clone() };
+    let ranges = NodeRanges::granted(&config, gateways.clone());
+    check_routes(&config, &ranges)?;
+    let bridge = node::prepare(netlink, &config, &ranges)?;
+    let lease = Lease { owner: call.owner.clone(), pod: call.pod.clone(), addresses };
+    let mut result = connect(call, &config, (netlink, &bridge, namespace), &lease, &gateways)?;
+    // CHECK is to know the subnet again.
+    for (found, gateway) in result.addresses.iter_mut().zip(&gateways) {
+        found.address = IpNetwork::new(found.address.ip(), gateway.prefix()).unwrap_or(found.address);
+    }
+    Ok(result)
+}
+
+/// Wires a pod and its host ports; on an error some of it may be done.
+fn connect(
+    call: &Call,
+    config: &Config,
+    (netlink, bridge, namespace): (&mut Netlink, &Bridge, &Namespace),
+    lease: &Lease,
+    gateways: &[IpNetwork],
+) -> Result<AddResult, CniError> {
     let attachment = Attachment {
         network: &config.network,
-        lease: &lease,
-        mac: config.wishes.mac.unwrap_or_else(|| naming::pod_mac(attachment::first_address(&lease))),
-        gateways: &gateways,
+        lease,
+        mac: config.wishes.mac.unwrap_or_else(|| naming::pod_mac(attachment::first_address(lease))),
+        gateways,
         default_route: config.default_route,
         routes: &config.routes,
         hairpin: config.hairpin,
         detect_duplicates: config.detect_duplicates,
     };
-    let wired = attachment.wire(&mut netlink, &bridge, &namespace);
-    let wired = wired.map_err(|cause| wiring_error(call, &cause)).and_then(|wired| {
-        ports::add(&mut netlink, config, &lease)?;
-        Ok(wired)
-    });
-    match wired {
-        Ok(wired) => Ok(result(call, config, &bridge, &wired, &attachment)),
-        Err(error) => Err(undo(call, config, &mut netlink, error)),
-    }
+    let wired = attachment.wire(netlink, bridge, namespace).map_err(|cause| wiring_error(call, &cause))?;
+    ports::add(netlink, config, lease)?;
+    Ok(result(call, config, bridge, &wired, &attachment))
 }
 
 /// Takes an ADD back whose result could not be told.
@@ -63,7 +104,7 @@ pub fn take_back(call: &Call, config: &Config, error: CniError) -> CniError {
 }
 
 fn undo(call: &Call, config: &Config, netlink: &mut Netlink, error: CniError) -> CniError {
-    let failures = del::remove(netlink, config, &call.owner);
+    let failures = del::remove_with_grant(netlink, call, config, &call.owner);
     failures.into_iter().fold(error, |error, failure| error.and(format!("and it was not undone: {failure}")))
 }
 

@@ -44,6 +44,10 @@ pub struct Call {
     pub pod: Option<Pod>,
     /// Whether the check that the namespace is not the host's is switched off.
     pub allow_own_namespace: bool,
+    /// `CNI_ARGS` as it came, for another plugin.
+    pub arguments: String,
+    /// `CNI_PATH`: the directories of other plugins.
+    pub plugin_path: String,
     /// Addresses asked for in `CNI_ARGS`.
     pub addresses: Vec<IpAddr>,
     /// The MAC address asked for in `CNI_ARGS`.
@@ -81,6 +85,8 @@ impl Call {
             pod: None,
             allow_own_namespace: set("CNI_NETNS_OVERRIDE")
                 .is_some_and(|v| v == "1" || v.eq_ignore_ascii_case("true")),
+            arguments: set("CNI_ARGS").unwrap_or_default(),
+            plugin_path: set("CNI_PATH").unwrap_or_default(),
             addresses: Vec::new(),
             mac: None,
         };
@@ -88,7 +94,7 @@ impl Call {
             call.owner.container = container_id(set("CNI_CONTAINERID").unwrap_or_default())?;
             call.owner.interface = interface_name(set("CNI_IFNAME").unwrap_or_default())?;
             call.netns = set("CNI_NETNS").map(PathBuf::from);
-            call.read_arguments(&set("CNI_ARGS").unwrap_or_default())?;
+            call.read_arguments(&call.arguments.clone())?;
         }
         Ok(Some(call))
     }

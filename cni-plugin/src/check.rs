@@ -30,9 +30,18 @@ pub fn check(call: &Call, config: &Config) -> Result<(), CniError> {
     };
     let previous = Previous::read(previous, &call.owner.interface)?;
     let namespace = call.open_namespace()?;
-    let ranges = NodeRanges::of(config)?;
     let mut faults = Vec::new();
-    match lease(call, config)? {
+    let (ranges, lease) = match &config.delegate {
+        None => (NodeRanges::of(config)?, lease(call, config)?),
+        Some(delegate) => {
+            faults.extend(delegate.pass(call, "CHECK").err().map(|error| error.to_string()));
+            let addresses: Vec<IpAddr> = previous.addresses.iter().map(IpNetwork::ip).collect();
+            let lease = Lease { owner: call.owner.clone(), pod: None, addresses };
+            let known = (!lease.addresses.is_empty()).then_some(lease);
+            (NodeRanges::granted(config, previous.gateways.clone()), known)
+        }
+    };
+    match lease {
         None => faults.push(format!("{} has no address in the ledger", call.owner)),
         Some(lease) => {
             faults.extend(pod_faults(call, config, &ranges, &lease, &previous, &namespace)?);
@@ -73,7 +82,8 @@ fn pod_faults(
             faults.push(format!("address {} is not the one in the ledger", address.ip()));
         }
     }
-    let gateways = gateways_of(lease, ranges);
+    let gateways =
+        if ranges.granted.is_empty() { gateways_of(lease, ranges) } else { ranges.granted.clone() };
     if gateways.len() < lease.addresses.len() {
         faults.push("an address lies outside the node's ranges".to_owned());
     }

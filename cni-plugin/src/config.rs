@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::call::{Call, is_plain_name};
+use crate::delegate::Delegate;
 use crate::error::{CniError, Code};
 use crate::version::Version;
 
@@ -29,6 +30,8 @@ const REFERENCE: &str = "bridge";
 const REFERENCE_BRIDGE: &str = "cni0";
 /// The reference address plugin whose configurations are read with its defaults.
 const HOST_LOCAL: &str = "host-local";
+/// What `ipam.type` calls the ledger.
+const LEDGER: &str = "netd";
 /// Where host-local keeps its files, a directory a network.
 const HOST_LOCAL_DIRECTORY: &str = "/var/lib/cni/networks";
 /// The bridge unless the configuration names another.
@@ -65,6 +68,8 @@ pub struct Config {
     pub detect_duplicates: bool,
     /// Whether the pod gets a default route that the configuration does not spell out.
     pub default_route: bool,
+    /// The other plugin that hands out addresses; the ledger is not used then.
+    pub delegate: Option<Delegate>,
     /// Ranges written in the configuration; empty when [`Config::ranges_file`] is to be asked.
     pub pools: Vec<Pool>,
     /// Where the daemon writes the node's ranges.
@@ -180,13 +185,14 @@ impl Config {
     /// Code 7 when it names an unknown key or says the impossible.
     pub fn read(envelope: Envelope) -> Result<Self, CniError> {
         let Envelope { version, mut keys, .. } = envelope;
+        let delegate = Delegate::take(&mut keys, &[LEDGER, HOST_LOCAL])?;
         let valid = valid_attachments(&mut keys)?;
         let document: Document = serde_path_to_error::deserialize(Value::Object(keys)).map_err(|e| {
             let path = e.path().to_string();
             let place = if path == "." { String::new() } else { format!(" at {path}") };
             invalid(format!("the network configuration is not valid{place}")).because(e.inner())
         })?;
-        Self::check(version, valid, document)
+        Ok(Self { delegate, ..Self::check(version, valid, document)? })
     }
 
     fn check(version: Version, valid: Option<Vec<Owner>>, document: Document) -> Result<Self, CniError> {
@@ -219,6 +225,7 @@ impl Config {
             force_address: document.force_address,
             detect_duplicates: document.enabledad,
             default_route: document.is_default_gateway.unwrap_or(ours),
+            delegate: None,
             pools: addresses.pools,
             ranges_file: document.ipam.ranges_file.unwrap_or_else(|| DEFAULT_RANGES_FILE.into()),
             routes: document.ipam.routes,
@@ -252,7 +259,7 @@ impl Addresses {
         let ipam = &document.ipam;
         let host_local = match ipam.kind.as_deref() {
             Some(HOST_LOCAL) => true,
-            Some("netd") => false,
+            Some(LEDGER) => false,
             None if document.kind != REFERENCE => false,
             None => {
                 return Err(invalid("a bridge without ipam.type is not supported").and("pods need addresses"));

@@ -20,12 +20,16 @@ use crate::ports;
 /// changes nothing.
 ///
 /// # Errors
-/// Code 104 when something is left; code 8, after everything is removed, when the namespace named is the host's.
+/// Code 104 when something is left; code 7 when the IPAM plugin that has the addresses is not
+/// installed; code 8, after everything is removed, when the namespace named is the host's.
 pub fn del(call: &Call, config: &Config) -> Result<(), CniError> {
     let mut netlink = Netlink::open().map_err(|e| {
         CniError::new(Code::Wiring, "the kernel's netlink cannot be used").because(e).and("is this root?")
     })?;
-    let failures = remove(&mut netlink, config, &call.owner);
+    let failures = remove_with_grant(&mut netlink, call, config, &call.owner);
+    if let Some(delegate) = &config.delegate {
+        delegate.locate(call)?;
+    }
     let error = CniError::new(Code::Teardown, format!("{} is not removed completely", call.owner));
     report(error, failures)?;
     match call.netns.as_deref() {
@@ -34,9 +38,18 @@ pub fn del(call: &Call, config: &Config) -> Result<(), CniError> {
     }
 }
 
+/// Removes an attachment, and gives its addresses back to the plugin that gave them; returns all that failed.
+pub fn remove_with_grant(netlink: &mut Netlink, call: &Call, config: &Config, owner: &Owner) -> Vec<String> {
+    let mut failures = remove(netlink, config, owner);
+    if let Some(delegate) = &config.delegate {
+        failures.extend(delegate.del(call, owner).err().map(|error| error.to_string()));
+    }
+    failures
+}
+
 /// Removes an attachment: host ports, link and neighbour entries first, the lease last, so that an address that is still
 /// wired is never given to another. Returns all that failed.
-pub fn remove(netlink: &mut Netlink, config: &Config, owner: &Owner) -> Vec<String> {
+fn remove(netlink: &mut Netlink, config: &Config, owner: &Owner) -> Vec<String> {
     let (known, mut failures) = match leases::open_existing(config) {
         Ok(ledger) => (ledger.and_then(|ledger| ledger.lease_of(owner).cloned()), Vec::new()),
         // The link is removed all the same.

@@ -42,6 +42,8 @@ pub enum Code {
     Masquerade = 105,
     /// The host ports could not be installed.
     HostPort = 106,
+    /// The IPAM plugin that the configuration names failed.
+    Ipam = 107,
 }
 
 /// A failed call, as the runtime gets to read it.

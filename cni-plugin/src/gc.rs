@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use netd_ipam::Owner;
 use netd_kernel::Netlink;
 
+use crate::call::Call;
 use crate::config::Config;
 use crate::del;
 use crate::error::{CniError, Code};
@@ -16,7 +17,7 @@ use crate::ports;
 ///
 /// # Errors
 /// Code 7 when the runtime gave no list of valid attachments: an absent list must not remove every pod's network.
-pub fn gc(config: &Config) -> Result<(), CniError> {
+pub fn gc(call: &Call, config: &Config) -> Result<(), CniError> {
     let Some(valid) = &config.valid else {
         return Err(CniError::new(Code::InvalidConfig, "GC needs cni.dev/valid-attachments")
             .and("an empty list removes all attachments of the network"));
@@ -29,10 +30,13 @@ pub fn gc(config: &Config) -> Result<(), CniError> {
     // By name as well: an alias that was cut short does not tell its owner.
     let valid_links: BTreeSet<String> = valid.iter().map(|owner| naming::host_link(owner)).collect();
     for owner in owners.iter().filter(|owner| !valid.contains(owner)) {
-        failures.extend(del::remove(&mut netlink, config, owner));
+        failures.extend(del::remove_with_grant(&mut netlink, call, config, owner));
     }
     failures.extend(remove_strays(&mut netlink, config, &valid_links));
     failures.extend(ports::collect(&config.network, &valid_links).iter().map(ToString::to_string));
+    if let Some(delegate) = &config.delegate {
+        failures.extend(delegate.pass(call, "GC").err().map(|error| error.to_string()));
+    }
     del::report(
         CniError::new(
             Code::Teardown,

@@ -10,6 +10,7 @@
 //! | [`naming`] | names and MAC addresses that follow from the attachment alone |
 //! | [`node`] | the bridge, forwarding and masquerade: shared by all pods, ensured by each ADD |
 //! | [`attachment`] | one pod's link, address and routes: wired, unwired |
+//! | [`delegate`] | another IPAM plugin in place of the ledger |
 //! | [`import`] | leases that the host-local plugin gave before |
 //! | [`ports`] | ports of the node that lead to a pod |
 //! | [`leases`] | the ledger, with the leases that the kernel shows as its second memory |
@@ -25,6 +26,7 @@ pub mod call;
 pub mod check;
 pub mod config;
 pub mod del;
+pub mod delegate;
 pub mod error;
 pub mod gc;
 pub mod import;

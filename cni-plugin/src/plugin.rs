@@ -78,8 +78,8 @@ fn run_netd(call: &Call, envelope: Envelope) -> Result<Answer, CniError> {
         }
         Verb::Del => del::del(call, &config).map(quiet),
         Verb::Check => check::check(call, &config).map(quiet),
-        Verb::Gc => gc::gc(&config).map(quiet),
-        Verb::Status => status::status(&config).map(quiet),
+        Verb::Gc => gc::gc(call, &config).map(quiet),
+        Verb::Status => status::status(call, &config).map(quiet),
         Verb::Version => Ok(quiet(())),
     }
 }

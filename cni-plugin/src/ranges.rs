@@ -14,6 +14,8 @@ use crate::error::{CniError, Code};
 pub struct NodeRanges {
     /// One address of each pool goes to every attachment.
     pub pools: Vec<Pool>,
+    /// Gateways with their subnets' prefixes, where another plugin hands out addresses.
+    pub granted: Vec<IpNetwork>,
     /// Destinations that see the pod's own address.
     pub keep: Vec<IpNetwork>,
     /// The largest packet in bytes, where somebody has said it.
@@ -39,7 +41,12 @@ impl NodeRanges {
     /// Code 11 when neither the configuration nor the daemon has said them yet.
     pub fn of(config: &Config) -> Result<Self, CniError> {
         if !config.pools.is_empty() {
-            return Ok(Self { pools: config.pools.clone(), keep: config.keep.clone(), mtu: config.mtu });
+            return Ok(Self {
+                pools: config.pools.clone(),
+                granted: Vec::new(),
+                keep: config.keep.clone(),
+                mtu: config.mtu,
+            });
         }
         let file = read(&config.ranges_file)?;
         let pools = pools_of(&file.pod_cidrs).map_err(|e| unusable(&config.ranges_file, &e))?;
@@ -48,28 +55,38 @@ impl NodeRanges {
         }
         let keep = [config.keep.as_slice(), &file.cluster_cidrs, &file.non_masquerade_cidrs].concat();
         let mtu = config.mtu.or(file.mtu.filter(|mtu| (68..=65_535).contains(mtu)));
-        Ok(Self { pools, keep, mtu })
+        Ok(Self { pools, granted: Vec::new(), keep, mtu })
+    }
+
+    /// What another plugin gave.
+    pub fn granted(config: &Config, gateways: Vec<IpNetwork>) -> Self {
+        Self { pools: Vec::new(), granted: gateways, keep: config.keep.clone(), mtu: config.mtu }
     }
 
     /// The subnets of all ranges.
     pub fn subnets(&self) -> Vec<IpNetwork> {
-        self.pools.iter().flat_map(Pool::ranges).map(Range::subnet).collect()
+        let granted = self
+            .granted
+            .iter()
+            .filter_map(|gateway| IpNetwork::new(gateway.network(), gateway.prefix()).ok());
+        self.pools.iter().flat_map(Pool::ranges).map(Range::subnet).chain(granted).collect()
     }
 
     /// Gateway addresses with the length of their subnet's prefix.
     pub fn gateways(&self) -> Vec<IpNetwork> {
         let ranges = self.pools.iter().flat_map(Pool::ranges);
-        ranges.filter_map(|range| IpNetwork::new(range.gateway(), range.subnet().prefix()).ok()).collect()
+        let own = ranges.filter_map(|range| IpNetwork::new(range.gateway(), range.subnet().prefix()).ok());
+        own.chain(self.granted.iter().copied()).collect()
     }
 
     /// Whether pods get an IPv6 address.
     pub fn has_ipv6(&self) -> bool {
-        self.pools.iter().flat_map(Pool::ranges).any(|range| !range.is_ipv4())
+        self.gateways().iter().any(IpNetwork::is_ipv6)
     }
 
     /// Whether pods get an IPv4 address.
     pub fn has_ipv4(&self) -> bool {
-        self.pools.iter().flat_map(Pool::ranges).any(Range::is_ipv4)
+        self.gateways().iter().any(IpNetwork::is_ipv4)
     }
 }
 

@@ -123,6 +123,8 @@ pub struct Previous {
     pub addresses: Vec<IpNetwork>,
     /// Its MAC address, where the result tells it.
     pub mac: Option<Mac>,
+    /// The gateways of the addresses with their subnets' prefixes, where the result tells them.
+    pub gateways: Vec<IpNetwork>,
 }
 
 #[derive(Deserialize)]
@@ -147,6 +149,7 @@ struct PreviousInterface {
 struct PreviousAddress {
     address: IpNetwork,
     interface: Option<usize>,
+    gateway: Option<IpAddr>,
 }
 
 impl Previous {
@@ -163,7 +166,9 @@ impl Previous {
         };
         let addresses = document.ips.iter().filter(|a| on_interface(a)).map(|a| a.address).collect();
         let mac = document.interfaces.iter().find(|link| is_it(link)).and_then(|link| link.mac.parse().ok());
-        Ok(Self { addresses, mac })
+        let gateway = |a: &PreviousAddress| IpNetwork::new(a.gateway?, a.address.prefix()).ok();
+        let gateways = document.ips.iter().filter(|a| on_interface(a)).filter_map(gateway).collect();
+        Ok(Self { addresses, mac, gateways })
     }
 }
 

@@ -3,6 +3,7 @@
 use netd_ipam::{Ledger, Pool};
 use netd_kernel::Netlink;
 
+use crate::call::Call;
 use crate::config::Config;
 use crate::error::{CniError, Code};
 use crate::leases;
@@ -12,7 +13,13 @@ use crate::ranges::NodeRanges;
 ///
 /// # Errors
 /// Code 50 when the ranges are unknown or exhausted, 51 when the bridge that pods hang on is down.
-pub fn status(config: &Config) -> Result<(), CniError> {
+pub fn status(call: &Call, config: &Config) -> Result<(), CniError> {
+    if let Some(delegate) = &config.delegate {
+        let passed = delegate.pass(call, "STATUS");
+        let known = |code| matches!(code, Code::NotAvailable | Code::LimitedConnectivity);
+        return passed
+            .map_err(|e| if known(e.code) { e } else { CniError { code: Code::NotAvailable, ..e } });
+    }
     let ranges = NodeRanges::of(config).map_err(|error| CniError { code: Code::NotAvailable, ..error })?;
     let path = Ledger::path_of(&config.directory, &config.network);
     let leases = match Ledger::read(&path) {

@@ -7,6 +7,7 @@ mod cni {
     mod harness;
 
     mod chained;
+    mod delegated;
     mod kill;
     mod lifecycle;
     mod malformed;
