@@ -216,7 +216,7 @@ pub fn clear() -> Result<bool> {
 
 fn list_in(conversation: &mut Conversation) -> Result<Vec<(String, HostPort)>> {
     let mut all = Vec::new();
-    for family in Family::BOTH {
+    for family in families(conversation)? {
         for map in [PORTS, ADDRESSED] {
             for element in conversation.elements(family, TABLE, map)? {
                 let port = HostPort::read(family, map == ADDRESSED, &element);
@@ -225,6 +225,17 @@ fn list_in(conversation: &mut Conversation) -> Result<Vec<(String, HostPort)>> {
         }
     }
     Ok(all)
+}
+
+/// The families that have a table: most nodes have none, and every DEL asks.
+fn families(conversation: &mut Conversation) -> Result<Vec<Family>> {
+    let mut found = Vec::new();
+    for family in Family::BOTH {
+        if conversation.table(family, TABLE)?.is_some() {
+            found.push(family);
+        }
+    }
+    Ok(found)
 }
 
 fn conflict(conversation: &mut Conversation, owner: &str, ports: &[HostPort]) -> Result<Option<Conflict>> {
@@ -237,7 +248,7 @@ fn remove_in(conversation: &mut Conversation, owner: &str) -> Result<Vec<HostPor
     for _ in 0..ATTEMPTS {
         let mut batch = Batch::new();
         let mut removed = Vec::new();
-        for family in Family::BOTH {
+        for family in families(conversation)? {
             for set in [PORTS, ADDRESSED, PODS] {
                 for element in conversation.elements(family, TABLE, set)? {
                     if element.comment == owner {
