@@ -165,10 +165,22 @@ pub(crate) fn main() -> ExitCode {
     match result {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
-            eprintln!("netd: {error:#}");
+            eprintln!("netd: {}", on_one_line(&error));
             ExitCode::from(code_of(&error))
         }
     }
+}
+
+/// An error with its causes, each of them once: some errors tell their cause themselves.
+pub(crate) fn on_one_line(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if !text.contains(&cause) {
+            let separator = if text.is_empty() { "" } else { ": " };
+            text = format!("{text}{separator}{cause}");
+        }
+    }
+    text
 }
 
 /// The exit code of an error: configuration mistakes are told apart from failures.

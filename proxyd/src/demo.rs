@@ -81,7 +81,7 @@ pub(crate) fn run(args: &DemoArgs) -> Result<u8> {
     let played = scenes::play(&mut cluster, &mut report);
     if let Err(error) = &played {
         cluster.show_logs();
-        report.broke(&format!("{error:#}"))?;
+        report.broke(&crate::cli::on_one_line(error))?;
     }
     let ended =
         if args.keep && played.is_ok() { keep(cluster, args, &report) } else { end(cluster, &report) };

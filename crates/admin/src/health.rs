@@ -34,6 +34,8 @@ impl StateDoc {
         }
         if self.source.stale {
             concerns.push("the source is not reachable, serving the last known state".to_owned());
+        } else if let Some(kind) = self.source.kinds.iter().find(|kind| !kind.message.is_empty()) {
+            concerns.push(format!("the source is not reachable: {}", kind.message));
         }
         let routes = self.nodes.iter().filter(|n| !n.ready).count();
         if routes > 0 {

@@ -69,20 +69,22 @@ fn frontend_state(key: &FrontendKey, frontend: &Frontend, plan: &FamilyPlan) -> 
     if plan.local_pods != LocalPods::None {
         sources.insert(0, ("pod", &by_source.pod));
     }
-    let differing: Vec<String> = sources
-        .iter()
-        .filter(|(_, verdict)| verdict_name(verdict) != state.verdict)
-        .map(|(source, verdict)| format!("{source}: {}", verdict_name(verdict)))
-        .collect();
-    if !differing.is_empty() {
-        state.verdict = format!("{} ({})", state.verdict, differing.join(", "));
-    }
+    let differing = |of: &dyn Fn(&Verdict) -> Option<&'static str>| {
+        let differing: Vec<String> = sources
+            .iter()
+            .filter_map(|(source, verdict)| Some((source, of(verdict)?)))
+            .filter(|(_, name)| Some(*name) != of(&by_source.other))
+            .map(|(source, name)| format!("{source}: {name}"))
+            .collect();
+        if differing.is_empty() { String::new() } else { format!(" ({})", differing.join(", ")) }
+    };
+    state.verdict += &differing(&|verdict| Some(verdict_name(verdict)));
+    state.masquerade = masquerade_of(&by_source.other).unwrap_or_default().to_owned();
+    state.masquerade += &differing(&masquerade_of);
+    state.masquerade = state.masquerade.trim_start().to_owned();
     let mut endpoints = BTreeSet::new();
     for verdict in [&by_source.pod, &by_source.host, &by_source.other] {
-        let Verdict::Balance { pool, masquerade, affinity } = verdict else { continue };
-        if *masquerade == Masquerade::Always || state.masquerade.is_empty() {
-            state.masquerade = masquerade_name(*masquerade).to_owned();
-        }
+        let Verdict::Balance { pool, affinity, .. } = verdict else { continue };
         state.affinity_seconds = affinity.map(|a| a.timeout.as_secs());
         let members = plan.pools.get(pool).into_iter().flat_map(|pool| &pool.endpoints);
         endpoints.extend(members.map(|e| (e.address, e.port)));
@@ -94,10 +96,11 @@ fn frontend_state(key: &FrontendKey, frontend: &Frontend, plan: &FamilyPlan) -> 
     state
 }
 
-const fn masquerade_name(masquerade: Masquerade) -> &'static str {
-    match masquerade {
-        Masquerade::Hairpin => "Hairpin",
-        Masquerade::Always => "Always",
+const fn masquerade_of(verdict: &Verdict) -> Option<&'static str> {
+    match verdict {
+        Verdict::Balance { masquerade: Masquerade::Hairpin, .. } => Some("Hairpin"),
+        Verdict::Balance { masquerade: Masquerade::Always, .. } => Some("Always"),
+        Verdict::Reject | Verdict::Drop => None,
     }
 }
 

@@ -187,7 +187,8 @@ pub struct FrontendState {
     /// `Balance`, `Reject` or `Drop` for sources outside the node, and the classes of source that differ, such as
     /// `Drop (host: Balance)`.
     pub verdict: String,
-    /// Source rewriting of balanced flows: `Hairpin`, `Always`, or empty.
+    /// Source rewriting of balanced flows from outside the node: `Hairpin`, `Always`, or empty where none are balanced;
+    /// followed by the classes of source that differ, such as `Always (pod: Hairpin)`.
     pub masquerade: String,
     /// Timeout of ClientIP affinity in seconds; absent without affinity.
     pub affinity_seconds: Option<u64>,

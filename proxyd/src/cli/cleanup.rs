@@ -46,7 +46,7 @@ impl Removal {
             Ok(()) => self.lines.push(format!("removed  {what}")),
             Err(error) => {
                 self.failed += 1;
-                self.lines.push(format!("FAILED   {what}: {error:#}"));
+                self.lines.push(format!("FAILED   {what}: {}", super::on_one_line(&error)));
             }
         }
     }

@@ -24,7 +24,12 @@ pub(super) fn services(ask: &Ask, namespace: Option<&str>) -> Result<u8> {
     let mut services = fetch(ask)?.services;
     services.retain(|service| namespace.is_none_or(|namespace| service.namespace == namespace));
     match ask.output {
-        Output::Json => print::out(&json(&services)?)?,
+        Output::Json => {
+            let list = serde_json::json!({
+                "apiVersion": netd_admin::API_VERSION, "kind": "ServiceList", "items": services,
+            });
+            print::out(&json(&list)?)?;
+        }
         Output::Table | Output::Wide => print::out(&render::services(&services, style(ask)))?,
     }
     Ok(0)

@@ -88,7 +88,7 @@ async fn serve(around: &Surroundings, views: &SharedView) {
     loop {
         let error = match serve_once(around, views).await {
             Ok(()) => return,
-            Err(error) => format!("{error:#}"),
+            Err(error) => crate::cli::on_one_line(&error),
         };
         around.board.set(Part::Dns, false, error.clone());
         if told != error {

@@ -141,7 +141,7 @@ impl Network {
                 let ranges = pod_cidrs.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
                 self.report(Part::Cni, true, format!("pods get addresses of {ranges}"));
             }
-            Err(error) => self.report(Part::Cni, false, format!("{error:#}")),
+            Err(error) => self.report(Part::Cni, false, crate::cli::on_one_line(&error)),
         }
     }
 

@@ -62,6 +62,32 @@ fn a_malformed_object_is_named_in_log_metric_and_status_and_the_rest_is_programm
         assert!(log.contains(object), "{object} is not in the log:\n{log}");
     }
     assert_eq!((status.code, daemon.status(&["--strict"]).code), (0, 3));
+    let list = node.run(&["svc", "--config", node.config_file(""), "-o", "json"], Duration::from_secs(10));
+    let list: serde_json::Value = serde_json::from_str(&list.stdout).unwrap();
+    assert_eq!((&list["apiVersion"], &list["kind"]), (&"netd.io/v1alpha1".into(), &"ServiceList".into()));
+    assert_eq!(list["items"][0]["name"], "good");
+}
+
+#[test]
+fn a_directory_that_vanishes_degrades_the_node_and_takes_no_rule_away() {
+    let node = TestNode::new("vanish");
+    node.manifest("good.yaml", GOOD);
+    let mut daemon = node.start("");
+    daemon.wait_ready();
+    let before = node.rules();
+    let (here, gone) = (node.manifests(), node.manifests().with_extension("gone"));
+    std::fs::rename(&here, &gone).unwrap();
+    let degraded = eventually(Duration::from_secs(20), || {
+        let status = daemon.status(&["--strict"]);
+        (status.code == 3).then_some(status.stdout)
+    });
+    let degraded = degraded.expect("status --strict is 3");
+    assert!(degraded.lines().next().unwrap().contains("No such file"), "{degraded}");
+    assert_eq!(node.rules(), before);
+    std::fs::rename(&gone, &here).unwrap();
+    let back = eventually(Duration::from_secs(20), || (daemon.status(&["--strict"]).code == 0).then_some(()));
+    assert!(back.is_some(), "{}", daemon.status(&[]).stdout);
+    assert_eq!(node.rules(), before);
 }
 
 #[test]

@@ -89,7 +89,7 @@ impl TestNode {
         self.lab.node("n1").unwrap()
     }
 
-    fn manifests(&self) -> PathBuf {
+    pub(crate) fn manifests(&self) -> PathBuf {
         self.directory.join("manifests")
     }
 

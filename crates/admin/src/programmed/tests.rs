@@ -41,9 +41,23 @@ fn services_show_what_the_plan_makes_of_them() {
     let web = &states[4].frontends;
     assert_eq!(web[0].key, "10.96.0.10:80/TCP");
     assert_eq!(web[0].kind, "ClusterIP");
+    assert_eq!(web[0].masquerade, "Hairpin");
     assert_eq!(web[0].endpoints, ["172.16.1.5:8080", "172.16.2.5:8080"]);
     assert_eq!(web[0].affinity_seconds, Some(60));
     assert_eq!((web[1].key.as_str(), web[1].masquerade.as_str()), ("node:30080/TCP", "Always"));
     let local = &states[3].frontends[1];
     assert_eq!(local.verdict, "Drop (host: Balance)");
+}
+
+#[test]
+fn masquerade_tells_the_sources_for_which_it_differs() {
+    let snapshot = snapshot()
+        .service(service("web").cluster_ip("10.96.0.10").tcp(80))
+        .slice(slice("web").tcp(8080).on("w1", "172.16.1.5"))
+        .build();
+    let prefixes = LocalPods::Prefixes(vec!["172.16.0.0/16".parse().unwrap()]);
+    let view = netd_model::NodeView { local_pods: prefixes, ..node_view("w1") };
+    let (plan, _scope) = plan(&snapshot, &view, &Dirty::All);
+    let web = &services(&snapshot, &plan)[0].frontends[0];
+    assert_eq!((web.verdict.as_str(), web.masquerade.as_str()), ("Balance", "Always (pod: Hairpin)"));
 }

@@ -117,7 +117,9 @@ fn dataplane_line(dataplane: &DataplaneState, now: u64) -> String {
     if !dataplane.requested.is_empty() {
         let _infallible = write!(text, " (requested {}", dataplane.requested);
         if !dataplane.reason.is_empty() {
-            let _infallible = write!(text, ": {}", dataplane.reason);
+            let said = format!("{}: ", dataplane.requested);
+            let reason = dataplane.reason.strip_prefix(&said).unwrap_or(&dataplane.reason);
+            let _infallible = write!(text, ": {reason}");
         }
         text.push(')');
     }
