@@ -7,8 +7,14 @@ use crate::error::CniError;
 
 /// Reads the file's settings; lines of another kind are passed over.
 pub(super) fn read(path: &Path) -> Result<Dns, CniError> {
-    let failed = |e| invalid(format!("ipam.resolvConf {} cannot be read", path.display())).because(e);
-    std::fs::read_to_string(path).map(|text| parse(&text)).map_err(failed)
+    let failed = |e: &dyn std::fmt::Display| {
+        invalid(format!("ipam.resolvConf {} cannot be read", path.display())).because(e)
+    };
+    // Reading a FIFO or a device could wait for ever.
+    if !std::fs::metadata(path).map_err(|e| failed(&e))?.is_file() {
+        return Err(failed(&"it is not a file"));
+    }
+    std::fs::read_to_string(path).map(|text| parse(&text)).map_err(|e| failed(&e))
 }
 
 fn parse(text: &str) -> Dns {

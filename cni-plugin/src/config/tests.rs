@@ -95,7 +95,7 @@ fn every_impossible_value_has_its_code() {
         json!({ "args": { "cni": { "mac": "zz" } } }),
         json!({ "ipam": { "rangeStart": "10.0.0.2" } }),
         json!({ "ipam": { "importDir": "relative" } }),
-        json!({ "ipam": { "resolvConf": "/nonexistent" } }),
+        json!({ "ipam": { "resolvConf": "/dev/zero" } }),
         json!({ "mtu": -1 }),
         json!({ "mtu": 67 }),
         json!({ "mtu": 65536 }),
@@ -138,6 +138,7 @@ fn a_configuration_of_the_reference_plugins_has_their_defaults() {
     assert_eq!(config.pools[0].ranges()[0].gateway().to_string(), "10.22.0.254");
     assert_eq!(config.directory, Path::new("/var/lib/cni/networks"));
     assert_eq!(config.import.as_deref(), Some(Path::new("/var/lib/cni/networks/pods")));
+    assert_eq!(code(json!({ "ipam": { "type": "../dhcp" } })), Code::InvalidConfig, "no path");
     let ours = parse(json!({ "promiscMode": true })).unwrap();
     assert!(!ours.hairpin && ours.promiscuous && ours.default_route && ours.import.is_none());
 }
