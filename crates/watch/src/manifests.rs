@@ -42,6 +42,8 @@ struct Reader {
     /// The look that the contents were read at.
     applied: Files,
     parsed: BTreeMap<String, Vec<Document>>,
+    /// What Services held at the last reading: whoever comes later does not take it from them.
+    held: Allocated,
 }
 
 // === impl Directory ===
@@ -130,11 +132,11 @@ impl Reader {
     }
 
     /// The first of two documents about the same object counts.
-    fn contents(&self) -> Contents {
+    fn contents(&mut self) -> Contents {
         let mut entries: Vec<Entry> = Vec::new();
         let mut problems = Vec::new();
         let mut first: BTreeMap<(Kind, ObjectName), &str> = BTreeMap::new();
-        let mut allocated = Allocated::default();
+        let mut admitted: Vec<(Entry, &str)> = Vec::new();
         for document in self.parsed.values().flatten() {
             match document {
                 Document::Problem(problem) => problems.push(problem.clone()),
@@ -152,11 +154,16 @@ impl Reader {
                         });
                     } else {
                         first.insert(key, place);
-                        entries.push(allocated.admit(Entry::clone(entry), place));
+                        admitted.push((Entry::clone(entry), place));
                     }
                 }
             }
         }
+        // Holders first, as they would be on a server; among the others the order of the files decides.
+        admitted.sort_by_key(|(entry, _)| !self.held.holds(entry));
+        let mut allocated = Allocated::default();
+        entries.extend(admitted.into_iter().map(|(entry, place)| allocated.admit(entry, place)));
+        self.held = allocated;
         let distinct: BTreeSet<Problem> = problems.into_iter().collect();
         (entries, distinct.into_iter().collect())
     }
@@ -171,6 +178,12 @@ struct Allocated {
 }
 
 impl Allocated {
+    /// Whether the entry is a Service that has one of its cluster addresses already.
+    fn holds(&self, entry: &Entry) -> bool {
+        let Some(Object::Service(service)) = &entry.object else { return false };
+        service.cluster_ips.iter().any(|ip| self.addresses.get(ip) == Some(&entry.key))
+    }
+
     /// The entry, refused when it asks for what another Service has.
     fn admit(&mut self, mut entry: Entry, place: &str) -> Entry {
         let Some(Object::Service(service)) = &entry.object else { return entry };

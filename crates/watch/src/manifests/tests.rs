@@ -194,6 +194,19 @@ async fn what_a_server_gives_out_once_is_refused_the_second_time() {
 }
 
 #[tokio::test]
+async fn a_new_service_takes_nothing_from_one_that_is_there() {
+    let dir = tempfile::tempdir().unwrap();
+    put(dir.path(), "web.yaml", SERVICE);
+    let mut running = start(dir.path());
+    running.until(|s| s.services.len() == 1).await;
+    // Read before web.yaml, by its name.
+    put(dir.path(), "a.yaml", &SERVICE.replace("name: web", "name: thief"));
+    let snapshot = running.until(|s| !s.problems.is_empty()).await.snapshot;
+    assert_eq!(snapshot.services.keys().cloned().collect::<Vec<_>>(), [name("web")]);
+    assert!(snapshot.problems[0].message.contains("belongs to default/web"), "{:?}", snapshot.problems);
+}
+
+#[tokio::test]
 async fn a_swapped_directory_and_a_mounted_config_map_are_followed() {
     let parent = tempfile::tempdir().unwrap();
     let versions = |n: &str, text: &str| {
