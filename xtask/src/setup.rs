@@ -11,8 +11,14 @@ use crate::step::{cache, cargo, command, output, run};
 pub(crate) const MUSL: &str = "x86_64-unknown-linux-musl";
 const CARGO_DENY_VERSION: &str = "0.20.2";
 /// Programs of the tests and the demo, with the Debian package that has them.
-const PACKAGES: &[(&str, &str)] =
-    &[("iptables", "iptables"), ("nft", "nftables"), ("ip", "iproute2"), ("cc", "gcc"), ("git", "git")];
+const PACKAGES: &[(&str, &str)] = &[
+    ("iptables", "iptables"),
+    ("nft", "nftables"),
+    ("ip", "iproute2"),
+    ("cc", "gcc"),
+    ("git", "git"),
+    ("/usr/lib/cni/host-local", "containernetworking-plugins"),
+];
 
 /// Fails unless the user is root, saying why root is needed.
 pub(crate) fn require_root(why: &str) -> Result<()> {
