@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use ipnetwork::IpNetwork;
 use netd_kernel::file::atomic_write;
 use netd_kernel::masquerade::{self, Masquerade};
-use netd_kernel::{Netlink, sysctl};
+use netd_kernel::{Netlink, hostport, sysctl};
 use netd_model::Family;
 use serde::Serialize;
 use tracing::debug;
@@ -68,12 +68,19 @@ pub fn ensure_node(node: &NodeNet) -> Result<Vec<String>, Error> {
         // The node has no prefix yet: no pod can be, so neither rules nor file.
     } else {
         note(masquerade(node));
+        note(host_ports());
         note(write_ranges(node));
     }
     for change in &changed {
         debug!(change, "changed the node's network set-up");
     }
     first.map_or(Ok(changed), Err)
+}
+
+/// Puts back flushed rules of the plugin's host ports.
+fn host_ports() -> Result<Option<String>, Error> {
+    let repaired = hostport::repair().map_err(Error::kernel("repair host ports"))?;
+    Ok(repaired.then(|| "repaired the rules of host ports".to_owned()))
 }
 
 /// Removes the masquerade rules and the plugin's file. Forwarding stays on: others may need it by now.
