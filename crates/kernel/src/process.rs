@@ -63,7 +63,7 @@ pub fn restart_with<A: AsRef<OsStr>>(args: impl IntoIterator<Item = A>) -> Error
 /// Makes `signal` do nothing from now on, in this process and in what it becomes by [`restart_with`].
 ///
 /// # Errors
-/// [`Error::Sys`] for a signal that cannot be ignored.
+/// When the kernel refuses: for a signal that cannot be ignored.
 pub fn ignore(signal: Signal) -> Result<()> {
     use nix::sys::signal::{SigHandler, signal as dispose};
     // SAFETY: no handler is installed, so no code of ours runs in a signal's context.
