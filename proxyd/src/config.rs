@@ -153,7 +153,7 @@ pub(crate) struct IptablesOptions {
 
 impl Default for IptablesOptions {
     fn default() -> Self {
-        Self { variant: IptablesVariant::Auto, lock_wait_seconds: 5, check_seconds: 2 }
+        Self { variant: IptablesVariant::Auto, lock_wait_seconds: 5, check_seconds: 1 }
     }
 }
 

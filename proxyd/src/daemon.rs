@@ -74,7 +74,7 @@ pub(crate) async fn run(config: Config) -> Result<()> {
 
     let mut tasks = JoinSet::new();
     // The socket comes first: it is how a second netd on this node is noticed, before it touches anything.
-    serve_state(&context, &mut tasks)?;
+    serve_state(&context, &mut tasks).await?;
     serve_http(&context, &mut tasks).await?;
     start_source(&context, publisher, &mut tasks);
     start_parts(&context, &subscriber, &mut tasks)?;
@@ -105,8 +105,24 @@ fn node_name(config: &Config) -> Result<String> {
         .context("read the host name; set nodeName in the configuration")
 }
 
-fn serve_state(context: &Surroundings, tasks: &mut JoinSet<Result<()>>) -> Result<()> {
-    let server = AdminServer::bind(&context.config.socket())?;
+/// How long a netd that was killed may take to be gone.
+const PREDECESSOR: std::time::Duration = std::time::Duration::from_secs(2);
+
+/// Binds the socket, waiting a moment for a predecessor that is just dying.
+async fn bind_state(context: &Surroundings) -> Result<AdminServer, netd_admin::Error> {
+    let started = tokio::time::Instant::now();
+    loop {
+        match AdminServer::bind(&context.config.socket()) {
+            Err(netd_admin::Error::Running { .. }) if started.elapsed() < PREDECESSOR => {
+                tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+            }
+            result => return result,
+        }
+    }
+}
+
+async fn serve_state(context: &Surroundings, tasks: &mut JoinSet<Result<()>>) -> Result<()> {
+    let server = bind_state(context).await?;
     let board: Arc<dyn netd_admin::StateSource> = Arc::<Board>::clone(&context.board) as _;
     let shutdown = stopped(context.shutdown.clone());
     tasks.spawn(async move { server.serve(board, shutdown).await.context("serve the state API") });

@@ -8,7 +8,7 @@ use crate::{daemon, logging};
 
 pub(super) fn run(args: &RunArgs) -> Result<u8> {
     let config = load(args.config.as_deref(), &args.overrides())?;
-    logging::start(&args.log, args.log_format)?;
+    logging::start(&args.log, args.log_format).map_err(|error| daemon::HostError(format!("{error:#}")))?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .thread_name("netd")

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::num::NonZeroU16;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Result;
 use netd_admin::{DataplaneState, Refusal};
@@ -26,6 +26,8 @@ use crate::config::Config;
 /// First wait after a failed apply; doubles up to [`MAX_BACKOFF`].
 const MIN_BACKOFF: Duration = Duration::from_millis(100);
 const MAX_BACKOFF: Duration = Duration::from_secs(5);
+/// Looking at the rules takes at most one part in so many of the thread's time.
+const LOOK_SHARE: u32 = 20;
 const DNS_PORT: NonZeroU16 = NonZeroU16::new(53).expect("53 is not 0");
 
 /// The service proxy of this node.
@@ -36,6 +38,8 @@ pub(super) struct Proxy {
     /// The newest snapshot that is to be in the kernel, and whether it is.
     wanted: Option<Wanted>,
     backoff: Duration,
+    /// When the installed rules are to be looked at.
+    next_look: Instant,
     /// Dataplanes of other modes were cleaned up.
     swept: bool,
     /// What the flows were last looked through for; `None` before the first time and after a failure.
@@ -69,6 +73,7 @@ impl Proxy {
             clock: SystemClock,
             wanted: None,
             backoff: MIN_BACKOFF,
+            next_look: SystemClock.now(),
             swept: false,
             flows: None,
         })
@@ -81,17 +86,19 @@ impl Proxy {
         loop {
             match self.next(&runtime, &mut subscriber) {
                 Event::Update(update) => self.take(update),
-                Event::Tick => self.look(),
+                Event::Tick => {}
                 Event::Stop => return Ok(()),
             }
+            self.apply_wanted();
+            self.look_when_due();
             self.apply_wanted();
         }
     }
 
     fn next(&mut self, runtime: &Runtime, subscriber: &mut Subscriber) -> Event {
         let waiting = self.wanted.as_ref().is_some_and(|wanted| !wanted.applied);
-        let check = Duration::from_secs(u64::from(self.around.config.proxy.iptables.check_seconds));
-        let wait = if waiting { self.backoff } else { check };
+        let until_look = self.next_look.saturating_duration_since(self.clock.now());
+        let wait = if waiting { self.backoff } else { until_look };
         let mut shutdown = self.around.shutdown.clone();
         // Not through a handle, which would not drive the timer: no look at the rules, no second try.
         runtime.block_on(async {
@@ -131,7 +138,19 @@ impl Proxy {
         }
     }
 
-    /// Looks whether another program removed what was applied.
+    /// Looks, when it is time, whether another program removed what was applied. Also in the middle of many
+    /// updates; a look that takes long (legacy iptables with many rules) is made more rarely.
+    fn look_when_due(&mut self) {
+        let start = self.clock.now();
+        if start < self.next_look {
+            return;
+        }
+        self.look();
+        let end = self.clock.now();
+        let check = Duration::from_secs(u64::from(self.around.config.proxy.iptables.check_seconds));
+        self.next_look = end + check.max(end.duration_since(start) * LOOK_SHARE);
+    }
+
     fn look(&mut self) {
         let Some(wanted) = self.wanted.as_mut().filter(|wanted| wanted.applied) else { return };
         for plane in self.planes.iter_mut() {
