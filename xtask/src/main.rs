@@ -113,7 +113,7 @@ fn test(no_cluster: bool) -> Result<()> {
     }
     setup::require_root("the tests make network namespaces")?;
     let mut report = Report::default();
-    report.step("packages and tools", || setup::packages().and_then(|()| setup::tools()));
+    report.step("packages and tools", || setup::test_packages().and_then(|()| setup::tools()));
     report.stop_on_failure()?;
     gates::all(&mut report);
     report.step("build netd and netd-cni", build_binaries);

@@ -11,14 +11,10 @@ use crate::step::{cache, cargo, command, output, run};
 pub(crate) const MUSL: &str = "x86_64-unknown-linux-musl";
 const CARGO_DENY_VERSION: &str = "0.20.2";
 /// Programs of the tests and the demo, with the Debian package that has them.
-const PACKAGES: &[(&str, &str)] = &[
-    ("iptables", "iptables"),
-    ("nft", "nftables"),
-    ("ip", "iproute2"),
-    ("cc", "gcc"),
-    ("git", "git"),
-    ("/usr/lib/cni/host-local", "containernetworking-plugins"),
-];
+const PACKAGES: &[(&str, &str)] =
+    &[("iptables", "iptables"), ("nft", "nftables"), ("ip", "iproute2"), ("cc", "gcc"), ("git", "git")];
+/// What the tests compare netd-cni with, beside the above.
+const TEST_PACKAGES: &[(&str, &str)] = &[("/usr/lib/cni/host-local", "containernetworking-plugins")];
 
 /// Fails unless the user is root, saying why root is needed.
 pub(crate) fn require_root(why: &str) -> Result<()> {
@@ -35,9 +31,16 @@ fn nix_uid() -> Result<u32> {
 
 /// Installs the Debian packages that are missing.
 pub(crate) fn packages() -> Result<()> {
-    let wanted: Vec<&str> =
-        PACKAGES.iter().filter(|(program, _)| find(program).is_none()).map(|(_, package)| *package).collect();
-    install(&wanted)
+    install(&missing(PACKAGES))
+}
+
+/// Installs the Debian packages of the tests that are missing, those of the programs included.
+pub(crate) fn test_packages() -> Result<()> {
+    install(&[missing(PACKAGES), missing(TEST_PACKAGES)].concat())
+}
+
+fn missing(packages: &[(&str, &'static str)]) -> Vec<&'static str> {
+    packages.iter().filter(|(program, _)| find(program).is_none()).map(|(_, package)| *package).collect()
 }
 
 /// Installs the Debian packages of the cluster tests that are missing.
