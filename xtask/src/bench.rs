@@ -21,7 +21,8 @@ pub(crate) fn cni(args: Vec<OsString>) -> Result<()> {
     run(&mut cargo(&[
         "build",
         "--locked",
-        "--release",
+        "--profile",
+        "cni",
         "--target",
         setup::MUSL,
         "--package",
@@ -29,7 +30,7 @@ pub(crate) fn cni(args: Vec<OsString>) -> Result<()> {
         "--package",
         "netd-bench",
     ]))?;
-    let built = step::target().join(setup::MUSL).join("release");
+    let built = step::target().join(setup::MUSL).join("cni");
     run(command(built.join("netd-bench"))
         .arg("--plugin")
         .arg(built.join("netd-cni"))

@@ -153,7 +153,7 @@ fn build_binaries() -> Result<()> {
         "build",
         "--locked",
         "--profile",
-        "fast",
+        "cni",
         "--package",
         "netd-cni",
         "--target",
@@ -161,7 +161,7 @@ fn build_binaries() -> Result<()> {
     ]))?;
     let target = step::target();
     place(&target.join("debug/netd"))?;
-    place(&target.join(setup::MUSL).join("fast/netd-cni"))
+    place(&target.join(setup::MUSL).join("cni/netd-cni"))
 }
 
 /// Copies a built program to where the demo and the tests find it, by rename: the old one may be running.
