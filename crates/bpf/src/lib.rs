@@ -2,7 +2,7 @@
 //!
 //! - [`EbpfDataplane`]: the [`Dataplane`](netd_dataplane::Dataplane)
 //! - [`Config`]: which cgroup it serves and where it pins
-//! - [`probe`]: whether this host can run it, with the reason if not
+//! - [`probe()`]: whether this host can run it, with the reason if not
 //! - [`LIMITS`], [`abilities()`]: what it does not do, for people and for the conformance suite
 //!
 //! Inside, from pure to impure: `compile` (plan to wanted map contents), `transaction` (wanted and installed to
