@@ -1,11 +1,15 @@
 //! The allocator: pure state, no file and no clock.
 
 use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
 use std::net::IpAddr;
+use std::ops::Range as Span;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use crate::lease::{Lease, Owner};
 use crate::range::{Pool, Range, to_number};
+use crate::record;
 use crate::{Error, Result};
 
 /// How many released addresses are remembered: more than a /16, so that only a wide IPv6 range forgets any.
@@ -40,19 +44,102 @@ impl Occupancy {
 
 /// Who has which address, and when the others were released.
 ///
-/// A lookup by address is O(1); an allocation or a lookup by owner passes over the leases once.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+/// A lookup by address is O(1); an allocation or a lookup by owner passes over the leases once, a few nanoseconds each.
+/// A lease that was read from a file stays text until somebody wants it.
+#[derive(Debug, Default)]
 pub(crate) struct Book {
-    slots: Vec<Option<Lease>>,
-    by_address: HashMap<IpAddr, usize>,
-    freed: HashMap<IpAddr, Freed>,
+    /// The file that [`Slot::text`] points into.
+    source: Arc<Vec<u8>>,
+    slots: Vec<Slot>,
+    by_address: HashMap<IpAddr, u32, BuildHasherDefault<AddressHasher>>,
+    freed: HashMap<IpAddr, Freed, BuildHasherDefault<AddressHasher>>,
     releases: u64,
     live: usize,
 }
 
+/// A lease of now or before.
+#[derive(Debug)]
+struct Slot {
+    live: bool,
+    /// Uptime of the machine when the lease began; zero where that is not known.
+    taken: Duration,
+    /// The record in the file, unless `lease` was given.
+    text: Span<u32>,
+    lease: OnceLock<Box<Lease>>,
+}
+
+/// A quick hash of addresses. They are those of the node's own ranges, so nobody can choose them to collide.
+#[derive(Debug, Default, Clone, Copy)]
+pub(crate) struct AddressHasher(u64);
+
+impl Hasher for AddressHasher {
+    fn write(&mut self, bytes: &[u8]) {
+        for chunk in bytes.chunks(8) {
+            let word = chunk.iter().rev().fold(0, |word, byte| word << 8 | u64::from(*byte));
+            self.write_u64(word);
+        }
+    }
+
+    fn write_u64(&mut self, word: u64) {
+        // An odd constant with its bits spread (2^64 over the golden ratio).
+        self.0 = (self.0.rotate_left(5) ^ word).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    }
+
+    fn write_usize(&mut self, word: usize) {
+        self.write_u64(word as u64);
+    }
+
+    fn write_isize(&mut self, word: isize) {
+        self.write_u64(word.cast_unsigned() as u64);
+    }
+
+    fn finish(&self) -> u64 {
+        // The low bits of a product depend on few bits; the table uses them first.
+        self.0 ^ self.0.rotate_right(32)
+    }
+}
+
 impl Book {
+    /// An empty book for the records of `source`, about `expected` of them.
+    pub(crate) fn reading(source: Arc<Vec<u8>>, expected: usize) -> Self {
+        let mut book = Self { source, ..Self::default() };
+        book.slots.reserve(expected);
+        book.by_address.reserve(expected);
+        book.freed.reserve(expected);
+        book
+    }
+
     pub(crate) fn leases(&self) -> impl Iterator<Item = &Lease> {
-        self.slots.iter().flatten()
+        self.leases_since().map(|(lease, _)| lease)
+    }
+
+    /// Every lease, and the uptime of the machine when it began; zero where that is not known.
+    pub(crate) fn leases_since(&self) -> impl Iterator<Item = (&Lease, Duration)> {
+        self.slots.iter().filter(|slot| slot.live).map(|slot| (self.lease(slot), slot.taken))
+    }
+
+    fn lease<'a>(&'a self, slot: &'a Slot) -> &'a Lease {
+        slot.lease.get_or_init(|| {
+            let lease = self.record(slot).map(|record| record.lease());
+            Box::new(lease.expect("the record was read when it was entered"))
+        })
+    }
+
+    fn record<'a>(&'a self, slot: &Slot) -> Option<record::Record<'a>> {
+        record::parse(std::str::from_utf8(self.text(slot)).ok()?)
+    }
+
+    fn text(&self, slot: &Slot) -> &[u8] {
+        self.source.get(slot.text.start as usize..slot.text.end as usize).unwrap_or_default()
+    }
+
+    fn slot_at(&self, address: IpAddr) -> Option<&Slot> {
+        self.slots.get(*self.by_address.get(&address)? as usize)
+    }
+
+    /// The lease that holds `address`, and the uptime of the machine when it began.
+    pub(crate) fn holder(&self, address: IpAddr) -> Option<(&Lease, Duration)> {
+        self.slot_at(address).map(|slot| (self.lease(slot), slot.taken))
     }
 
     pub(crate) fn freed(&self) -> Vec<(IpAddr, Freed)> {
@@ -67,7 +154,13 @@ impl Book {
     }
 
     pub(crate) fn lease_of(&self, owner: &Owner) -> Option<&Lease> {
-        self.leases().find(|lease| lease.owner == *owner)
+        let beginning = record::beginning(owner);
+        let is_owners = |slot: &&Slot| match slot.lease.get() {
+            _ if !slot.live => false,
+            Some(lease) => lease.owner == *owner,
+            None => self.text(slot).starts_with(beginning.as_bytes()),
+        };
+        self.slots.iter().find(is_owners).map(|slot| self.lease(slot))
     }
 
     /// Chooses one address of each pool without taking them: all or none.
@@ -95,39 +188,76 @@ impl Book {
 
     /// Gives an address that somebody asked for.
     fn grant(&self, address: IpAddr) -> Result<IpAddr> {
-        let holder = self.by_address.get(&address).and_then(|slot| self.slots.get(*slot)?.as_ref());
-        match holder {
-            Some(lease) => Err(Error::InUse { address, owner: lease.owner.clone() }),
+        match self.holder(address) {
+            Some((lease, _)) => Err(Error::InUse { address, owner: lease.owner.clone() }),
             None => Ok(address),
         }
     }
 
-    /// Writes a lease down.
+    /// Writes a lease down that began at `taken`, or nobody knows when (zero).
     ///
     /// Returns `false`, and changes nothing, when another lease has one of the addresses: a damaged history.
+    pub(crate) fn take_at(&mut self, lease: Lease, taken: Duration) -> bool {
+        let entered = self.enter(&lease.addresses, taken, 0..0);
+        if let Some(slot) = self.slots.last().filter(|_| entered) {
+            // The slot is new, so nothing is in it.
+            let _ = slot.lease.set(Box::new(lease));
+        }
+        entered
+    }
+
+    /// Writes a lease down of which nobody knows when it began; see [`Book::take_at`].
     pub(crate) fn take(&mut self, lease: Lease) -> bool {
-        if lease.addresses.iter().any(|address| self.by_address.contains_key(address)) {
+        self.take_at(lease, Duration::ZERO)
+    }
+
+    /// Writes a lease down that stands at `text` of the source, where [`record::parse`] can read it.
+    pub(crate) fn take_text(&mut self, text: Span<u32>, addresses: &[IpAddr], taken: Duration) -> bool {
+        self.enter(addresses, taken, text)
+    }
+
+    fn enter(&mut self, addresses: &[IpAddr], taken: Duration, text: Span<u32>) -> bool {
+        let Ok(place) = u32::try_from(self.slots.len()) else { return false };
+        if addresses.iter().any(|address| self.by_address.contains_key(address)) {
             return false;
         }
-        for address in &lease.addresses {
+        for address in addresses {
             self.freed.remove(address);
-            self.by_address.insert(*address, self.slots.len());
+            self.by_address.insert(*address, place);
         }
-        self.slots.push(Some(lease));
+        self.slots.push(Slot { live: true, taken, text, lease: OnceLock::new() });
         self.live += 1;
         true
     }
 
     /// Ends the lease that holds `address` and remembers when its addresses became free.
     pub(crate) fn free(&mut self, address: IpAddr, at: Duration) -> Option<Lease> {
-        let slot = *self.by_address.get(&address)?;
-        let lease = self.slots.get_mut(slot)?.take()?;
-        self.live -= 1;
-        for address in &lease.addresses {
-            self.by_address.remove(address);
-            self.remember(*address, at);
+        let lease = self.holder(address)?.0.clone();
+        self.end(address, at).then_some(lease)
+    }
+
+    /// Like [`Book::free`], for who does not want the lease; `false` when nobody had the address.
+    pub(crate) fn end(&mut self, address: IpAddr, at: Duration) -> bool {
+        let Some(slot) = self.slot_at(address) else { return false };
+        let mut addresses = Vec::new();
+        match slot.lease.get() {
+            Some(lease) => addresses.clone_from(&lease.addresses),
+            None => {
+                let record = self.record(slot);
+                let _ = record.and_then(|record| record::read_addresses(record.addresses, &mut addresses));
+            }
         }
-        Some(lease)
+        if let Some(slot) =
+            self.by_address.get(&address).and_then(|place| self.slots.get_mut(*place as usize))
+        {
+            slot.live = false;
+        }
+        self.live -= 1;
+        for address in addresses {
+            self.by_address.remove(&address);
+            self.remember(address, at);
+        }
+        true
     }
 
     /// Remembers a release without a lease, as a compacted history tells it.

@@ -115,6 +115,29 @@ pub struct Ledger {
     book: Book,
 }
 
+/// What a ledger says, read without its lock.
+#[derive(Debug, Default)]
+pub struct Contents {
+    book: Book,
+}
+
+impl Contents {
+    /// Every lease in the order they were taken, and for how long at the uptime `now`, where that is known.
+    pub fn leases(&self, now: Duration) -> impl Iterator<Item = (&Lease, Option<Duration>)> {
+        self.book.leases_since().map(move |(lease, taken)| (lease, age(taken, now)))
+    }
+
+    /// How full a pool is at the uptime `now`.
+    pub fn occupancy(&self, pool: &Pool, now: Duration, cool_down: Duration) -> Occupancy {
+        self.book.occupancy(pool, now, cool_down)
+    }
+}
+
+/// How long ago it was, at the uptime `now`; zero stands for not known.
+fn age(taken: Duration, now: Duration) -> Option<Duration> {
+    if taken.is_zero() { None } else { now.checked_sub(taken) }
+}
+
 /// Which ledger, when, and the lock on it.
 #[derive(Debug)]
 struct Place {
@@ -151,7 +174,7 @@ impl Ledger {
         };
         let path = &place.path;
         let mut opened = Opened::default();
-        match read_file(path)?.map(|bytes| format::replay(&bytes, network, &place.now.boot)) {
+        match read_file(path)?.map(|bytes| format::replay(bytes, network, &place.now.boot)) {
             Some(Ok(replay)) => return Ok((Self::adopt(place, replay)?, opened)),
             Some(Err(Damage::Newer(found))) => {
                 return Err(Error::Newer { path: path.clone(), found, known: format::FORMAT });
@@ -182,11 +205,25 @@ impl Ledger {
         path_of(directory, network)
     }
 
+    /// Reads what a ledger says of leases and releases, without locking it: for who wants to show it.
+    ///
+    /// A ledger that does not exist yet, or was written before a reboot, says nothing.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] when the file is damaged; the next ADD repairs it.
+    pub fn inspect(path: &Path) -> Result<Contents> {
+        Self::inspect_at(path, &boot_id()?)
+    }
+
     fn read_at(path: &Path, boot: &str) -> Result<Leases> {
+        Ok(Self::inspect_at(path, boot)?.book.leases().cloned().collect())
+    }
+
+    fn inspect_at(path: &Path, boot: &str) -> Result<Contents> {
         let network = path.file_stem().unwrap_or_default().to_string_lossy();
-        match read_file(path)?.map(|bytes| format::replay(&bytes, &network, boot)) {
-            None | Some(Err(Damage::OtherBoot)) => Ok(Leases::default()),
-            Some(Ok(replay)) => Ok(replay.book.leases().cloned().collect()),
+        match read_file(path)?.map(|bytes| format::replay(bytes, &network, boot)) {
+            None | Some(Err(Damage::OtherBoot)) => Ok(Contents::default()),
+            Some(Ok(replay)) => Ok(Contents { book: replay.book }),
             Some(Err(Damage::Newer(found))) => {
                 Err(Error::Newer { path: path.to_owned(), found, known: format::FORMAT })
             }
@@ -222,7 +259,7 @@ impl Ledger {
         let lease = Lease { owner: owner.clone(), pod: pod.cloned(), addresses };
         self.append(&format::take(&lease, self.place.now.uptime))?;
         // `choose` returns addresses that nobody has, so the lease is always entered.
-        self.book.take(lease.clone());
+        self.book.take_at(lease.clone(), self.place.now.uptime);
         Ok(lease)
     }
 
@@ -237,6 +274,12 @@ impl Ledger {
     /// The owner's lease.
     pub fn lease_of(&self, owner: &Owner) -> Option<&Lease> {
         self.book.lease_of(owner)
+    }
+
+    /// The lease that holds `address`, and for how long, where that is known.
+    pub fn holder(&self, address: IpAddr) -> Option<(&Lease, Option<Duration>)> {
+        let (lease, taken) = self.book.holder(address)?;
+        Some((lease, age(taken, self.place.now.uptime)))
     }
 
     /// Every lease, in the order they were taken.

@@ -218,6 +218,63 @@ fn an_allocation_at_65_536_leases_is_quick() {
     assert!(start.elapsed().unwrap() < Duration::from_secs(5));
 }
 
+/// As an operator meets it: pods with their names, and each address used once before. `cargo test --release` shows the
+/// figures of docs/cni.md.
+#[test]
+fn a_call_at_65_536_leases_of_pods_is_quick() {
+    let dir = TempDir::new().unwrap();
+    let pools = [pool("10.0.0.0/14")];
+    let (mut ledger, _) = open(dir.path(), 1);
+    let addresses: Vec<IpAddr> = pools[0].ranges()[0].addresses_after(None).take(2 * 65_536).collect();
+    for (turn, address) in addresses.iter().enumerate() {
+        let pod = Pod {
+            namespace: "default".into(),
+            name: format!("web-7d4b9c6f5d-{turn:05x}"),
+            uid: format!("0b1e5a52-7c1f-4c3e-9d55-{turn:012x}"),
+        };
+        ledger.book.take(Lease {
+            owner: owner(&format!("{turn:064x}")),
+            pod: Some(pod),
+            addresses: vec![*address],
+        });
+    }
+    for address in addresses.iter().take(65_536) {
+        ledger.book.free(*address, Duration::from_secs(1)).unwrap();
+    }
+    ledger.rewrite().unwrap();
+    drop(ledger);
+    let last = owner(&format!("{:064x}", 2 * 65_536 - 1));
+    let mut took = [Duration::MAX; 2];
+    for turn in 0..5 {
+        let start = SystemTime::now();
+        open(dir.path(), 2).0.allocate(&owner(&format!("one more {turn}")), None, &pools).unwrap();
+        took[0] = took[0].min(start.elapsed().unwrap());
+        let start = SystemTime::now();
+        open(dir.path(), 2).0.lease_of(&last).unwrap();
+        took[1] = took[1].min(start.elapsed().unwrap());
+    }
+    let size = fs::metadata(written(&dir)).unwrap().len();
+    println!(
+        "65536 leases of pods, 65536 releases, {size} bytes: allocate {:?}, look up {:?}",
+        took[0], took[1]
+    );
+    assert!(took.iter().all(|took| *took < Duration::from_secs(5)));
+}
+
+#[test]
+fn a_rewrite_keeps_since_when_a_lease_is_held() {
+    let dir = TempDir::new().unwrap();
+    let pools = [pool("10.0.0.0/24")];
+    let address = open(dir.path(), 7).0.allocate(&owner("a"), None, &pools).unwrap().addresses[0];
+    open(dir.path(), 8).0.rewrite().unwrap();
+    let (ledger, _) = open(dir.path(), 10);
+    let (lease, held) = ledger.holder(address).unwrap();
+    assert_eq!((lease.owner.clone(), held), (owner("a"), Some(Duration::from_secs(3))));
+    let contents = Ledger::inspect_at(&written(&dir), BOOT).unwrap();
+    assert_eq!(contents.leases(Duration::from_secs(9)).next().unwrap().1, Some(Duration::from_secs(2)));
+    assert_eq!(contents.occupancy(&pools[0], Duration::from_secs(9), Duration::from_secs(30)).leased, 1);
+}
+
 #[derive(Debug, Clone)]
 enum Step {
     Allocate(u8),
