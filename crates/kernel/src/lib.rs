@@ -16,6 +16,7 @@
 //! | [`masquerade`] | the nftables rules that give packets of pods the node's address |
 //! | [`hostport`] | the nftables maps that lead ports of the node to pods |
 //! | [`lock`], [`mod@file`] | file locks, atomic writes, the boot id |
+//! | [`reap`] | links that the daemon deletes later |
 //! | [`nftables`] | the generation of the nf_tables rules |
 //! | [`mount`], [`cgroup`] | bpffs and cgroup v2 |
 //! | `monitor` | what changed in the kernel (feature `monitor`) |
@@ -39,6 +40,7 @@ pub mod netns;
 mod nft;
 pub mod nftables;
 pub mod process;
+pub mod reap;
 pub mod sysctl;
 
 pub use clock::{Clock, SystemClock};

@@ -4,8 +4,8 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 
 use netlink_packet_core::{DefaultNla, NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::link::{
-    InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoVeth, LinkAttribute, LinkFlags, LinkInfo,
-    LinkMessage, LinkProtoInfoBridge,
+    InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind, InfoVeth, LinkAttribute, LinkFlags,
+    LinkInfo, LinkMessage, LinkProtoInfoBridge,
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
@@ -44,6 +44,8 @@ pub struct VethSpec<'a> {
     pub master: Option<Ifindex>,
     /// The text that says whose our end is.
     pub alias: Option<&'a str>,
+    /// Whether our end is switched on; the other end cannot be while it is made (`drivers/net/veth.c:veth_open`).
+    pub up: bool,
     /// Name of the other end.
     pub peer_name: &'a str,
     /// Ethernet address of the other end.
@@ -83,15 +85,31 @@ impl Netlink {
         self.index_of(spec.name)
     }
 
-    /// Makes a veth pair, both ends down, and returns the number of our end.
+    /// Makes a veth pair, the other end down, and returns the number of our end.
     ///
     /// # Errors
     /// [`Error::is_exists`] when a link has one of the names.
     pub fn add_veth(&mut self, spec: &VethSpec<'_>) -> Result<Ifindex> {
+        self.make_veth(spec)?;
+        self.index_of(spec.name)
+    }
+
+    /// Makes a veth pair as [`Self::add_veth`] for who does not need the number of our end.
+    ///
+    /// # Errors
+    /// [`Error::is_exists`] when a link has one of the names.
+    pub fn make_veth(&mut self, spec: &VethSpec<'_>) -> Result<()> {
         check_name(spec.name)?;
         check_name(spec.peer_name)?;
-        self.send(Batch::new().add_veth(spec))?;
-        self.index_of(spec.name)
+        self.send(Batch::new().add_veth(spec))
+    }
+
+    /// Deletes all links of a group, which takes hardly longer than one.
+    ///
+    /// # Errors
+    /// [`Error::is_not_found`] when the group has no link.
+    pub fn delete_group(&mut self, group: u32) -> Result<()> {
+        self.send(Batch::new().delete_group(group))
     }
 
     fn index_of(&mut self, name: &str) -> Result<Ifindex> {
@@ -125,6 +143,10 @@ impl Batch {
         peer.attributes = own_attributes(spec.peer_name, spec.peer_mac, spec.mtu);
         peer.attributes.extend(spec.peer_namespace.map(|fd| LinkAttribute::NetNsFd(fd.as_raw_fd())));
         let mut message = LinkMessage::default();
+        if spec.up {
+            message.header.change_mask = LinkFlags::Up;
+            message.header.flags = LinkFlags::Up;
+        }
         message.attributes = own_attributes(spec.name, spec.mac, spec.mtu);
         message.attributes.extend(spec.master.map(|master| LinkAttribute::Controller(master.0)));
         message.attributes.push(LinkAttribute::LinkInfo(vec![
@@ -194,6 +216,36 @@ impl Batch {
         self.push(RouteNetlinkMessage::DelLink(message), 0, format!("delete link {link}"))
     }
 
+    /// Switches a link off, puts it into a group and writes its alias, in one change.
+    pub fn put_aside(&mut self, link: Ifindex, group: u32, alias: &str) -> &mut Self {
+        let mut message = LinkMessage::default();
+        message.header.index = link.0;
+        message.header.change_mask = LinkFlags::Up;
+        message.attributes = vec![LinkAttribute::Group(group), LinkAttribute::IfAlias(alias.to_owned())];
+        self.push(RouteNetlinkMessage::SetLink(message), 0, format!("put link {link} aside"))
+    }
+
+    /// Deletes all links of a group, which takes hardly longer than one; none is an error as for a missing link.
+    pub fn delete_group(&mut self, group: u32) -> &mut Self {
+        let mut message = LinkMessage::default();
+        message.attributes.push(LinkAttribute::Group(group));
+        self.push(RouteNetlinkMessage::DelLink(message), 0, format!("delete the links of group {group:#x}"))
+    }
+
+    /// Writes the alias of a bridge port and whether frames may leave by it when they came in by it, in one change.
+    pub fn configure_port(&mut self, name: &str, alias: &str, hairpin: bool) -> &mut Self {
+        let mut message = LinkMessage::default();
+        message.attributes = vec![
+            LinkAttribute::IfName(name.to_owned()),
+            LinkAttribute::LinkInfo(vec![
+                LinkInfo::PortKind(InfoPortKind::Bridge),
+                LinkInfo::PortData(InfoPortData::BridgePort(vec![InfoBridgePort::HairpinMode(hairpin)])),
+            ]),
+            LinkAttribute::IfAlias(alias.to_owned()),
+        ];
+        self.push(RouteNetlinkMessage::NewLink(message), 0, format!("set alias and hairpin of port {name}"))
+    }
+
     /// Lets frames leave, or not, by the bridge port they came in by.
     pub fn set_hairpin(&mut self, port: Ifindex, on: bool) -> &mut Self {
         let mut message = LinkMessage::default();
@@ -221,7 +273,7 @@ impl Batch {
     }
 
     /// The kernel takes no alias when a link is made (`net/core/rtnetlink.c:rtnl_create_link`).
-    fn alias_by_name(&mut self, name: &str, alias: Option<&str>) -> &mut Self {
+    pub(super) fn alias_by_name(&mut self, name: &str, alias: Option<&str>) -> &mut Self {
         let Some(alias) = alias else { return self };
         let mut message = LinkMessage::default();
         message.attributes =
@@ -230,7 +282,7 @@ impl Batch {
     }
 }
 
-fn own_attributes(name: &str, mac: Option<Mac>, mtu: Option<u32>) -> Vec<LinkAttribute> {
+pub(super) fn own_attributes(name: &str, mac: Option<Mac>, mtu: Option<u32>) -> Vec<LinkAttribute> {
     let mut attributes = vec![LinkAttribute::IfName(name.to_owned())];
     attributes.extend(mac.map(|mac| LinkAttribute::Address(mac.0.to_vec())));
     attributes.extend(mtu.map(LinkAttribute::Mtu));
@@ -238,7 +290,7 @@ fn own_attributes(name: &str, mac: Option<Mac>, mtu: Option<u32>) -> Vec<LinkAtt
 }
 
 /// Refuses what the kernel refuses as well (`net/core/dev.c:dev_valid_name`), with a better message.
-fn check_name(name: &str) -> Result<()> {
+pub(super) fn check_name(name: &str) -> Result<()> {
     let bad = name.is_empty()
         || name.len() > NAME_MAX
         || matches!(name, "." | "..")

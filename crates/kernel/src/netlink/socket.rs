@@ -73,7 +73,10 @@ impl Socket {
         Ok(Self { raw, sequence: 0, buffer: vec![0; BUFFER] })
     }
 
-    /// Sends changes and waits for all acknowledgements; the first refusal is the error.
+    /// Sends changes and waits until all are done; the first refusal is the error.
+    ///
+    /// The kernel does them in their order, the next also when one is refused, and tells of refusals unasked
+    /// (`net/netlink/af_netlink.c:netlink_rcv_skb`): only the last one is to be acknowledged.
     pub(super) fn change(&mut self, requests: &[Request]) -> Result<()> {
         let mut first_error = None;
         for (number, chunk) in requests.chunks(CHUNK).enumerate() {
@@ -86,25 +89,23 @@ impl Socket {
     fn change_chunk(&mut self, chunk: &[Request], offset: usize) -> Result<Option<Error>> {
         let first = self.sequence.wrapping_add(1);
         let mut bytes = Vec::with_capacity(chunk.len() * 128);
-        for request in chunk {
+        let last = chunk.len().saturating_sub(1);
+        for (place, request) in chunk.iter().enumerate() {
             self.sequence = self.sequence.wrapping_add(1);
-            append(
-                &mut bytes,
-                request.message.clone(),
-                request.flags | NLM_F_REQUEST | NLM_F_ACK,
-                self.sequence,
-            );
+            let acknowledge = if place == last { NLM_F_ACK } else { 0 };
+            let flags = request.flags | NLM_F_REQUEST | acknowledge;
+            append(&mut bytes, request.message.clone(), flags, self.sequence);
         }
         let action = || chunk.first().map(|request| request.action.clone()).unwrap_or_default();
         self.transmit(&bytes, &action)?;
-        let mut open = chunk.len();
+        let mut open = true;
         let mut refused: Option<(usize, Error)> = None;
-        while open > 0 {
+        while open {
             let received = self.receive(&action)?;
             for part in parts(self.buffer.get(..received).unwrap_or_default()) {
                 let place = part.sequence.wrapping_sub(first) as usize;
                 let Some(request) = chunk.get(place).filter(|_| part.kind == NLMSG_ERROR) else { continue };
-                open = open.saturating_sub(1);
+                open &= place != last;
                 if let Some((errno, message)) = refusal(&part)
                     && refused.as_ref().is_none_or(|(earlier, _)| place < *earlier)
                 {
@@ -138,8 +139,7 @@ impl Socket {
         message: RouteNetlinkMessage,
         read: &impl Fn(RouteNetlinkMessage) -> Option<T>,
     ) -> Result<T> {
-        let sequence = self.request(action, message, NLM_F_REQUEST | NLM_F_ACK)?;
-        let mut found = None;
+        let sequence = self.request(action, message, NLM_F_REQUEST)?;
         loop {
             let received = self.receive(&|| action.to_owned())?;
             for part in parts(self.buffer.get(..received).unwrap_or_default()) {
@@ -147,14 +147,13 @@ impl Socket {
                     continue;
                 }
                 if part.kind == NLMSG_ERROR {
-                    return match refusal(&part) {
-                        Some((errno, message)) => {
-                            Err(Error::Netlink { action: action.to_owned(), index: 0, errno, message })
-                        }
-                        None => found.ok_or_else(|| protocol(action, "an acknowledgement without an answer")),
+                    let Some((errno, message)) = refusal(&part) else {
+                        return Err(protocol(action, "an acknowledgement without an answer"));
                     };
+                    return Err(Error::Netlink { action: action.to_owned(), index: 0, errno, message });
                 }
-                found = found.or(read(decode(action, &part)?));
+                let answer = read(decode(action, &part)?);
+                return answer.ok_or_else(|| protocol(action, "an answer to something else"));
             }
         }
     }
