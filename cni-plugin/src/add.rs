@@ -29,17 +29,18 @@ pub fn add(call: &Call, config: &Config) -> Result<AddResult, CniError> {
         let ranges = NodeRanges::of(config)?;
         check_routes(config, &ranges)?;
         let mut netlink = open_netlink()?;
-        refuse_taken_interface(call, &namespace)?;
+        let mut inside = refuse_taken_interface(call, &mut netlink, &namespace)?;
         let bridge = node::prepare(&mut netlink, config, &ranges)?;
         let lease = allocate(call, config, &ranges)?;
         let gateways = gateways_of(&lease, &ranges);
-        let outcome = connect(call, config, (&mut netlink, &bridge, &namespace), &lease, &gateways);
+        let pod = (&namespace, &mut inside);
+        let outcome = connect(call, config, (&mut netlink, &bridge, pod), &lease, &gateways);
         return outcome.map_err(|error| undo(call, config, &mut netlink, error));
     };
     let mut netlink = open_netlink()?;
-    refuse_taken_interface(call, &namespace)?;
+    let mut inside = refuse_taken_interface(call, &mut netlink, &namespace)?;
     let grant = delegate.add(call)?;
-    let outcome = connect_granted(call, config, &mut netlink, &namespace, grant);
+    let outcome = connect_granted(call, config, &mut netlink, (&namespace, &mut inside), grant);
     outcome.map_err(|error| undo(call, config, &mut netlink, error))
 }
 
@@ -54,7 +55,7 @@ fn connect_granted(
     call: &Call,
     config: &Config,
     netlink: &mut Netlink,
-    namespace: &Namespace,
+    pod: (&Namespace, &mut Netlink),
     grant: Grant,
 ) -> Result<AddResult, CniError> {
     let (addresses, gateways): (Vec<_>, Vec<_>) = grant.addresses.into_iter().unzip();
@@ -64,7 +65,7 @@ fn connect_granted(
     check_routes(&config, &ranges)?;
     let bridge = node::prepare(netlink, &config, &ranges)?;
     let lease = Lease { owner: call.owner.clone(), pod: call.pod.clone(), addresses };
-    let mut result = connect(call, &config, (netlink, &bridge, namespace), &lease, &gateways)?;
+    let mut result = connect(call, &config, (netlink, &bridge, pod), &lease, &gateways)?;
     // CHECK is to know the subnet again.
     for (found, gateway) in result.addresses.iter_mut().zip(&gateways) {
         found.address = IpNetwork::new(found.address.ip(), gateway.prefix()).unwrap_or(found.address);
@@ -76,7 +77,7 @@ fn connect_granted(
 fn connect(
     call: &Call,
     config: &Config,
-    (netlink, bridge, namespace): (&mut Netlink, &Bridge, &Namespace),
+    (netlink, bridge, pod): (&mut Netlink, &Bridge, (&Namespace, &mut Netlink)),
     lease: &Lease,
     gateways: &[IpNetwork],
 ) -> Result<AddResult, CniError> {
@@ -90,7 +91,7 @@ fn connect(
         hairpin: config.hairpin,
         detect_duplicates: config.detect_duplicates,
     };
-    let wired = attachment.wire(netlink, bridge, namespace).map_err(|cause| wiring_error(call, &cause))?;
+    let wired = attachment.wire(netlink, bridge, pod).map_err(|cause| wiring_error(call, &cause))?;
     ports::add(netlink, config, lease)?;
     Ok(result(call, config, bridge, &wired, &attachment))
 }
@@ -136,14 +137,24 @@ fn check_routes(config: &Config, ranges: &NodeRanges) -> Result<(), CniError> {
     }
 }
 
-/// Refuses before anything is done: the error must not harm what is there.
-fn refuse_taken_interface(call: &Call, namespace: &Namespace) -> Result<(), CniError> {
+/// Refuses before anything is done: the error must not harm what is there. Returns a conversation in the namespace.
+fn refuse_taken_interface(
+    call: &Call,
+    netlink: &mut Netlink,
+    namespace: &Namespace,
+) -> Result<Netlink, CniError> {
     let name = call.owner.interface.as_str();
-    let found = namespace.run(|| Netlink::open()?.link(name)).and_then(|found| found).map_err(|e| {
+    let unusable = |e: netd_kernel::Error| {
         CniError::new(Code::InvalidNamespace, "the container's namespace cannot be used").because(e)
-    })?;
-    if found.is_none() {
-        return Ok(());
+    };
+    let mut inside = Netlink::open_in(namespace).map_err(unusable)?;
+    if inside.link(name).map_err(unusable)?.is_none() {
+        return Ok(inside);
+    }
+    // A DEL of a moment ago may have left it to the daemon.
+    attachment::delete_aside(netlink).map_err(unusable)?;
+    if inside.link(name).map_err(unusable)?.is_none() {
+        return Ok(inside);
     }
     Err(CniError::new(Code::Exists, format!("interface {name} exists in the container"))
         .and("an ADD is done once; DEL it first"))

@@ -13,14 +13,15 @@ use ipnetwork::IpNetwork;
 use netd_ipam::{Lease, Owner};
 use netd_kernel::link::{Ifindex, Link};
 use netd_kernel::netlink::{Batch, Route, VethSpec};
-use netd_kernel::{Clock, Mac, Namespace, Netlink, SystemClock, sysctl};
+use netd_kernel::reap::{GROUP, Reaper};
+use netd_kernel::{Clock, Error, Mac, Namespace, Netlink, SystemClock, sysctl};
 
 use crate::config::ExtraRoute;
 use crate::naming;
 use crate::node::Bridge;
 
-/// The pod's own loopback link.
-const LOOPBACK: &str = "lo";
+/// The loopback link of every namespace (`include/net/flow.h:LOOPBACK_IFINDEX`).
+const LOOPBACK: Ifindex = Ifindex(1);
 /// How long duplicate detection may take; a second or two with the kernel's defaults.
 const DETECTION: Duration = Duration::from_secs(10);
 
@@ -53,7 +54,8 @@ pub struct Wired {
 }
 
 impl Attachment<'_> {
-    /// Wires the pod; on an error some of it may be done: see [`unwire`].
+    /// Wires the pod; on an error some of it may be done: see [`unwire`]. `inside` is a conversation in the pod's
+    /// namespace.
     ///
     /// # Errors
     /// What the kernel refused, with its object.
@@ -61,56 +63,48 @@ impl Attachment<'_> {
         &self,
         netlink: &mut Netlink,
         bridge: &Bridge,
-        namespace: &Namespace,
+        (namespace, inside): (&Namespace, &mut Netlink),
     ) -> netd_kernel::Result<Wired> {
         let host_name = naming::host_link(&self.lease.owner);
         let first = self.first_address();
-        let alias = naming::alias(self.network, self.lease);
-        let index = netlink.add_veth(&VethSpec {
+        let spec = VethSpec {
             name: &host_name,
             mac: Some(naming::host_mac(first)),
             mtu: Some(bridge.mtu),
             master: Some(bridge.index),
-            alias: Some(&alias),
+            alias: None,
+            up: true,
             peer_name: &self.lease.owner.interface,
             peer_mac: Some(self.mac),
             peer_namespace: Some(namespace.fd()),
-        })?;
+        };
+        make_pair(netlink, &spec)?;
         let mut batch = Batch::new();
+        batch.configure_port(&host_name, &naming::alias(self.network, self.lease), self.hairpin);
         for address in &self.lease.addresses {
             batch.add_neighbour(bridge.index, *address, self.mac, true);
         }
-        if self.hairpin {
-            batch.set_hairpin(index, true);
-        }
-        batch.set_up(index);
         netlink.send(&batch)?;
-        namespace.run(|| self.wire_inside())??;
+        self.wire_inside(namespace, inside)?;
         // The kernel learns with a delay of up to a second that the other end is up, and only then does the bridge
         // forward. Reading the link makes newer ones look at once (`net/core/rtnetlink.c:rtnl_getlink`).
-        netlink.link_by_index(index)?;
+        netlink.link(&host_name)?;
         Ok(Wired { host_name })
     }
 
-    /// Configures the pod's end; runs in the pod's namespace.
-    fn wire_inside(&self) -> netd_kernel::Result<()> {
+    /// Configures the pod's end.
+    fn wire_inside(&self, namespace: &Namespace, netlink: &mut Netlink) -> netd_kernel::Result<()> {
         let name = self.lease.owner.interface.as_str();
-        let mut netlink = Netlink::open()?;
-        let missing = |what: &str| netd_kernel::Error::NotFound { what: format!("link {what} in the pod") };
-        let link = netlink.link(name)?.ok_or_else(|| missing(name))?;
-        let loopback = netlink.link(LOOPBACK)?.ok_or_else(|| missing(LOOPBACK))?;
-        self.set_parameters(name)?;
+        let missing = || Error::NotFound { what: format!("link {name} in the pod") };
+        let link = netlink.link(name)?.ok_or_else(missing)?;
+        namespace.run(|| self.set_parameters(name))??;
         let mut batch = Batch::new();
-        if !loopback.up {
-            batch.set_up(loopback.index);
-        }
-        batch.set_up(link.index);
+        batch.set_up(LOOPBACK).set_up(link.index);
         for address in &self.lease.addresses {
             batch.add_address(link.index, IpNetwork::from(*address), !self.detect_duplicates);
         }
-        netlink.send(&batch)?;
-        add_routes(&mut netlink, &self.routes_over(link.index))?;
-        if self.detect_duplicates { await_addresses(&mut netlink, link.index) } else { Ok(()) }
+        add_routes(netlink, batch, &self.routes_over(link.index))?;
+        if self.detect_duplicates { await_addresses(netlink, link.index) } else { Ok(()) }
     }
 
     /// Whether the pod gets a default route through its own gateway in this one's family.
@@ -166,26 +160,51 @@ fn await_addresses(netlink: &mut Netlink, link: Ifindex) -> netd_kernel::Result<
         let addresses = netlink.addresses(Some(link))?;
         if let Some(taken) = addresses.iter().find(|address| address.duplicate) {
             let detail = format!("{} is in use by another machine", taken.prefix);
-            return Err(netd_kernel::Error::Protocol { action: action(), detail });
+            return Err(Error::Protocol { action: action(), detail });
         }
         if !addresses.iter().any(|address| address.tentative) {
             return Ok(());
         }
         if SystemClock.now() >= deadline {
-            return Err(netd_kernel::Error::Timeout { action: action(), limit: DETECTION, hint: None });
+            return Err(Error::Timeout { action: action(), limit: DETECTION, hint: None });
         }
         std::thread::sleep(Duration::from_millis(10));
     }
 }
 
-/// Adds routes; one that another interface of the pod has already stays that interface's, as with other plugins.
-fn add_routes(netlink: &mut Netlink, routes: &[Route]) -> netd_kernel::Result<()> {
-    let mut batch = Batch::new();
+/// Makes the pair, also where an attachment of the same name was put aside and is not deleted yet.
+fn make_pair(netlink: &mut Netlink, spec: &VethSpec<'_>) -> netd_kernel::Result<()> {
+    match netlink.make_veth(spec) {
+        Err(error) if error.is_exists() => {
+            delete_aside(netlink)?;
+            netlink.make_veth(spec)
+        }
+        done => done,
+    }
+}
+
+/// Deletes what was put aside and is there still.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn delete_aside(netlink: &mut Netlink) -> netd_kernel::Result<()> {
+    match netlink.delete_group(GROUP) {
+        Err(error) if !error.is_not_found() => Err(error),
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+/// Does other changes and adds routes; a route that another interface of the pod has already stays that interface's, as
+/// with other plugins.
+fn add_routes(netlink: &mut Netlink, mut batch: Batch, routes: &[Route]) -> netd_kernel::Result<()> {
+    let others = batch.len();
     for route in routes {
         batch.add_route(route);
     }
     match netlink.send(&batch) {
-        Err(error) if error.is_exists() => {}
+        // The first that was refused: all before it is done.
+        Err(error)
+            if error.is_exists() && matches!(error, Error::Netlink { index, .. } if index >= others) => {}
         done => return done,
     }
     // One exists: one by one, so that no other refusal is hidden behind it.
@@ -205,17 +224,24 @@ pub fn first_address(lease: &Lease) -> IpAddr {
     lease.addresses.first().copied().unwrap_or(IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED))
 }
 
-/// Finds the host's end of an attachment; a link of that name that says it is another's is left out.
+/// Finds the host's end of an attachment; a link of that name that says it is another's, or that was put aside, is left
+/// out.
 pub fn host_link(netlink: &mut Netlink, owner: &Owner) -> netd_kernel::Result<Option<Link>> {
+    let aside = |link: &Link| link.alias.as_deref().is_some_and(naming::is_aside);
+    Ok(own_link(netlink, owner)?.filter(|link| !aside(link)))
+}
+
+/// As [`host_link`], and with one that was put aside.
+fn own_link(netlink: &mut Netlink, owner: &Owner) -> netd_kernel::Result<Option<Link>> {
     let link = netlink.link(&naming::host_link(owner))?;
+    let known = |alias: &str| naming::is_alias(alias) || naming::is_aside(alias);
     // Without an alias it is ours as well: the call was killed between two changes.
-    let ours = |link: &Link| {
-        link.kind.as_deref() == Some("veth") && link.alias.as_deref().is_none_or(naming::is_alias)
-    };
+    let ours = |link: &Link| link.kind.as_deref() == Some("veth") && link.alias.as_deref().is_none_or(known);
     Ok(link.filter(ours))
 }
 
-/// Removes an attachment's link and neighbour entries; what is absent is no error.
+/// Removes an attachment's link and neighbour entries; what is absent is no error. With a `reaper` the link is only
+/// switched off, put aside and left to it.
 ///
 /// # Errors
 /// Every removal that failed; the others are done.
@@ -224,26 +250,37 @@ pub fn unwire(
     bridge: &str,
     owner: &Owner,
     addresses: &[IpAddr],
-) -> Vec<netd_kernel::Error> {
+    reaper: Option<&Reaper>,
+) -> Vec<Error> {
     let mut errors = Vec::new();
-    let mut note = |outcome: netd_kernel::Result<()>| match outcome {
-        Err(error) if !error.is_not_found() => errors.push(error),
-        Ok(()) | Err(_) => {}
-    };
     // The entries first: while the link is there, deleting it may take tens of milliseconds.
     match netlink.link(bridge) {
         Ok(Some(bridge)) => {
-            for address in addresses {
-                note(netlink.delete_neighbour(bridge.index, *address));
-            }
+            let deleted = addresses.iter().map(|address| netlink.delete_neighbour(bridge.index, *address));
+            errors.extend(deleted.filter_map(unless_gone));
         }
         Ok(None) => {}
-        Err(error) => note(Err(error)),
+        Err(error) => errors.push(error),
     }
-    match host_link(netlink, owner) {
-        Ok(Some(link)) => note(netlink.delete_link(link.index)),
-        Ok(None) => {}
-        Err(error) => note(Err(error)),
+    let link = match own_link(netlink, owner) {
+        Ok(Some(link)) => link,
+        Ok(None) => return errors,
+        Err(error) => {
+            errors.push(error);
+            return errors;
+        }
+    };
+    if let Some(reaper) = reaper {
+        let aside = netlink.send(Batch::new().put_aside(link.index, GROUP, &naming::aside_alias(owner)));
+        // A daemon that ended just now deletes nothing.
+        if aside.is_ok() && reaper.wake() {
+            return errors;
+        }
     }
+    errors.extend(unless_gone(netlink.delete_link(link.index)));
     errors
+}
+
+fn unless_gone(outcome: netd_kernel::Result<()>) -> Option<Error> {
+    outcome.err().filter(|error| !error.is_not_found())
 }

@@ -66,6 +66,8 @@ pub struct Config {
     pub force_address: bool,
     /// Whether IPv6 addresses wait for duplicate detection.
     pub detect_duplicates: bool,
+    /// Whether DEL waits until the link is deleted.
+    pub strict_delete: bool,
     /// Whether the pod gets a default route that the configuration does not spell out.
     pub default_route: bool,
     /// The other plugin that hands out addresses; the ledger is not used then.
@@ -224,6 +226,7 @@ impl Config {
             promiscuous: document.promisc_mode,
             force_address: document.force_address,
             detect_duplicates: document.enabledad,
+            strict_delete: document.strict_delete,
             default_route: document.is_default_gateway.unwrap_or(ours),
             delegate: None,
             pools: addresses.pools,

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use netd_ipam::Owner;
 use netd_kernel::Netlink;
+use netd_kernel::reap::Reaper;
 
 use crate::attachment;
 use crate::call::{Call, own_namespace};
@@ -17,7 +18,7 @@ use crate::ports;
 /// Does a DEL.
 ///
 /// The container's namespace is never entered: its link goes with the host's end, and a path that is stale or gone
-/// changes nothing.
+/// changes nothing. Where a daemon deletes links, the link is left to it, switched off, unless `strictDelete` is set.
 ///
 /// # Errors
 /// Code 104 when something is left; code 7 when the IPAM plugin that has the addresses is not
@@ -26,7 +27,13 @@ pub fn del(call: &Call, config: &Config) -> Result<(), CniError> {
     let mut netlink = Netlink::open().map_err(|e| {
         CniError::new(Code::Wiring, "the kernel's netlink cannot be used").because(e).and("is this root?")
     })?;
-    let failures = remove_with_grant(&mut netlink, call, config, &call.owner);
+    let reaper = if config.strict_delete { None } else { Reaper::find() };
+    let mut failures = remove(&mut netlink, config, &call.owner, reaper.as_ref());
+    failures.extend(give_back(call, config, &call.owner));
+    if reaper.is_none() {
+        // What was left to a daemon that has ended meanwhile.
+        failures.extend(attachment::delete_aside(&mut netlink).err().map(|error| error.to_string()));
+    }
     if let Some(delegate) = &config.delegate {
         delegate.locate(call)?;
     }
@@ -38,18 +45,20 @@ pub fn del(call: &Call, config: &Config) -> Result<(), CniError> {
     }
 }
 
-/// Removes an attachment, and gives its addresses back to the plugin that gave them; returns all that failed.
+/// Removes an attachment at once, and gives its addresses back to the plugin that gave them; returns all that failed.
 pub fn remove_with_grant(netlink: &mut Netlink, call: &Call, config: &Config, owner: &Owner) -> Vec<String> {
-    let mut failures = remove(netlink, config, owner);
-    if let Some(delegate) = &config.delegate {
-        failures.extend(delegate.del(call, owner).err().map(|error| error.to_string()));
-    }
+    let mut failures = remove(netlink, config, owner, None);
+    failures.extend(give_back(call, config, owner));
     failures
+}
+
+fn give_back(call: &Call, config: &Config, owner: &Owner) -> Option<String> {
+    config.delegate.as_ref()?.del(call, owner).err().map(|error| error.to_string())
 }
 
 /// Removes an attachment: host ports, link and neighbour entries first, the lease last, so that an address that is still
 /// wired is never given to another. Returns all that failed.
-fn remove(netlink: &mut Netlink, config: &Config, owner: &Owner) -> Vec<String> {
+fn remove(netlink: &mut Netlink, config: &Config, owner: &Owner, reaper: Option<&Reaper>) -> Vec<String> {
     let (known, mut failures) = match leases::open_existing(config) {
         Ok(ledger) => (ledger.and_then(|ledger| ledger.lease_of(owner).cloned()), Vec::new()),
         // The link is removed all the same.
@@ -58,7 +67,7 @@ fn remove(netlink: &mut Netlink, config: &Config, owner: &Owner) -> Vec<String> 
     let addresses =
         known.as_ref().map_or_else(|| addresses_of_link(netlink, owner), |lease| lease.addresses.clone());
     let mut unwired: Vec<_> = ports::remove(&config.network, owner).err().into_iter().collect();
-    unwired.extend(attachment::unwire(netlink, &config.bridge, owner, &addresses));
+    unwired.extend(attachment::unwire(netlink, &config.bridge, owner, &addresses, reaper));
     failures.extend(unwired.iter().map(ToString::to_string));
     if let Some(lease) = known.filter(|_| unwired.is_empty()) {
         // First the copy: after a kill in between, the next call finds the lease again.

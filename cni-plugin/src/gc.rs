@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use netd_ipam::Owner;
 use netd_kernel::Netlink;
 
+use crate::attachment;
 use crate::call::Call;
 use crate::config::Config;
 use crate::del;
@@ -33,6 +34,7 @@ pub fn gc(call: &Call, config: &Config) -> Result<(), CniError> {
         failures.extend(del::remove_with_grant(&mut netlink, call, config, owner));
     }
     failures.extend(remove_strays(&mut netlink, config, &valid_links));
+    failures.extend(attachment::delete_aside(&mut netlink).err().map(|error| error.to_string()));
     failures.extend(ports::collect(&config.network, &valid_links).iter().map(ToString::to_string));
     if let Some(delegate) = &config.delegate {
         failures.extend(delegate.pass(call, "GC").err().map(|error| error.to_string()));

@@ -10,6 +10,8 @@ use sha2::{Digest, Sha256};
 const ALIAS_MAX: usize = 255;
 /// How an alias of ours begins.
 const ALIAS_START: &str = "netd net=";
+/// How the alias of a link begins that DEL has put aside, to be deleted later.
+const ASIDE_START: &str = "netd-reap ";
 /// The alias of the bridge.
 pub const BRIDGE_ALIAS: &str = "netd bridge";
 
@@ -61,7 +63,20 @@ fn mac([first, second]: [u8; 2], address: IpAddr) -> Mac {
 pub fn alias(network: &str, lease: &Lease) -> String {
     let addresses: Vec<String> = lease.addresses.iter().map(IpAddr::to_string).collect();
     let Owner { container, interface } = &lease.owner;
-    let mut text = format!("{ALIAS_START}{network} ip={} if={interface} id={container}", addresses.join(","));
+    cut(format!("{ALIAS_START}{network} ip={} if={interface} id={container}", addresses.join(",")))
+}
+
+/// The alias of a link that is to be deleted: it is no attachment any more.
+pub fn aside_alias(owner: &Owner) -> String {
+    cut(format!("{ASIDE_START}if={} id={}", owner.interface, owner.container))
+}
+
+/// Whether an alias says that the link is to be deleted.
+pub fn is_aside(text: &str) -> bool {
+    text.starts_with(ASIDE_START)
+}
+
+fn cut(mut text: String) -> String {
     // All of it is ASCII but perhaps the interface, which stands far before the cut.
     while text.len() > ALIAS_MAX {
         text.pop();
@@ -120,6 +135,14 @@ mod tests {
             assert_eq!(first & 0b11, 0b10);
             assert!(!all[..place].contains(&all[place]));
         }
+    }
+
+    #[test]
+    fn a_link_put_aside_is_no_attachment() {
+        let text = aside_alias(&owner(&"f".repeat(400), "eth0"));
+        assert!(is_aside(&text) && !is_alias(&text) && text.len() == 255, "{text}");
+        assert_eq!(addresses_from_alias(&text), None);
+        assert!(!is_aside(BRIDGE_ALIAS));
     }
 
     #[test]

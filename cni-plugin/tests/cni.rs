@@ -13,5 +13,6 @@ mod cni {
     mod malformed;
     mod migrated;
     mod ports;
+    mod reaped;
     mod traffic;
 }

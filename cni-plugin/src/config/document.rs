@@ -34,6 +34,8 @@ pub(super) struct Document {
     pub(super) force_address: bool,
     #[serde(default)]
     pub(super) enabledad: bool,
+    #[serde(default)]
+    pub(super) strict_delete: bool,
     ip_masq_backend: Option<String>,
     #[serde(default)]
     vlan: u32,
