@@ -6,10 +6,12 @@
 
 mod addresses;
 mod batch;
+mod fdb;
 mod links;
 mod neighbours;
 mod routes;
 mod socket;
+mod vxlan;
 
 use std::net::IpAddr;
 
@@ -24,6 +26,7 @@ pub use addresses::Address;
 #[cfg(feature = "monitor")]
 pub(crate) use addresses::read_address;
 pub use batch::Batch;
+pub use fdb::FdbEntry;
 #[cfg(feature = "monitor")]
 pub(crate) use links::read_link;
 pub use links::{BridgeSpec, VethSpec};
@@ -31,6 +34,7 @@ pub use neighbours::{Neighbour, NeighbourState};
 #[cfg(feature = "monitor")]
 pub(crate) use routes::read_route;
 pub use routes::{ROUTE_PROTOCOL, Route, RouteFilter, RouteKind, Scope, TABLE_LOCAL, TABLE_MAIN};
+pub use vxlan::{Vxlan, VxlanSpec, VxlanTunnel};
 
 use socket::Socket;
 

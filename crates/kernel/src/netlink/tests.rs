@@ -358,3 +358,31 @@ fn a_panic_in_another_namespace_reaches_the_caller() {
     }));
     assert!(caught.is_err());
 }
+
+#[test]
+fn a_vxlan_device_is_read_as_it_was_made_and_keeps_its_forwarding_entries() {
+    let ns = TestNs::new();
+    let mut netlink = ns.netlink();
+    assert_eq!(netlink.vxlan("vx0").unwrap(), None);
+    bridge(&mut netlink, "br0");
+    assert_eq!(netlink.vxlan("br0").unwrap(), None);
+    let local = Some("127.0.0.1".parse().unwrap());
+    let tunnel = VxlanTunnel { vni: 77, port: 8472, local, learning: false };
+    let mac = Mac([0x0a, 0x8d, 1, 2, 3, 4]);
+    let spec = VxlanSpec { name: "vx0", mac, mtu: 1450, alias: Some("a test's"), tunnel };
+    netlink.send(Batch::new().add_vxlan(&spec)).unwrap();
+    let made = netlink.vxlan("vx0").unwrap().unwrap();
+    assert_eq!((made.tunnel, made.link.mac, made.link.mtu), (tunnel, Some(mac), 1450));
+    assert_eq!(made.link.alias.as_deref(), Some("a test's"));
+
+    let (link, peer) = (made.link.index, Mac([0x0a, 0x8d, 9, 9, 9, 9]));
+    netlink.set_up(link).unwrap();
+    for destination in ["192.0.2.1", "192.0.2.2"] {
+        netlink.send(Batch::new().add_fdb(link, peer, ip(destination))).unwrap();
+        let entry = FdbEntry { link, mac: peer, destination: ip(destination), permanent: true };
+        assert_eq!(netlink.fdb(link).unwrap(), [entry]);
+    }
+    netlink.send(Batch::new().delete_fdb(link, peer)).unwrap();
+    assert_eq!(netlink.fdb(link).unwrap(), []);
+    assert!(netlink.send(Batch::new().delete_fdb(link, peer)).unwrap_err().is_not_found());
+}
