@@ -168,10 +168,44 @@ pub(crate) struct EbpfOptions {
     pub(crate) pin_dir: Option<PathBuf>,
 }
 
+/// How pods of other nodes are reached.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum FabricMode {
+    /// By routes where the node shares the LAN, by VXLAN elsewhere.
+    #[default]
+    Auto,
+    /// By routes through the LAN alone.
+    HostGw,
+    /// By VXLAN, all of them.
+    Vxlan,
+}
+
+/// VXLAN between nodes; the same on all of them.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+pub(crate) struct VxlanConfig {
+    /// Number of the virtual network, 1 to 16777215.
+    pub(crate) vni: u32,
+    /// UDP port.
+    pub(crate) port: u16,
+}
+
+impl Default for VxlanConfig {
+    fn default() -> Self {
+        let netd_fabric::Settings { vni, port, .. } = netd_fabric::Settings::default();
+        Self { vni, port }
+    }
+}
+
 /// Pod routes between nodes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 pub(crate) struct FabricConfig {
+    /// How pods of other nodes are reached.
+    pub(crate) mode: FabricMode,
+    /// VXLAN between nodes.
+    pub(crate) vxlan: VxlanConfig,
     /// Prefixes beside the cluster's that pods reach with their own address.
     #[serde(rename = "nonMasqueradeCIDRs")]
     pub(crate) non_masquerade_cidrs: Vec<IpNetwork>,
@@ -181,7 +215,12 @@ pub(crate) struct FabricConfig {
 
 impl Default for FabricConfig {
     fn default() -> Self {
-        Self { non_masquerade_cidrs: Vec::new(), masquerade: true }
+        Self {
+            mode: FabricMode::default(),
+            vxlan: VxlanConfig::default(),
+            non_masquerade_cidrs: Vec::new(),
+            masquerade: true,
+        }
     }
 }
 

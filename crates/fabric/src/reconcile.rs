@@ -11,7 +11,9 @@ use netd_model::{Problem, Snapshot};
 use tracing::debug;
 
 use crate::error::Error;
+use crate::overlay::{DEVICE, Overlay, Settings, Vtep};
 use crate::routes::{Attached, RouteSpec, desired};
+use crate::vtep;
 
 /// What one reconciliation did.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -22,23 +24,28 @@ pub struct Report {
     pub removed: usize,
     /// Routes that were right.
     pub kept: usize,
+    /// Changes to the VXLAN device: it, its addresses, neighbours and forwarding entries.
+    pub written: usize,
+    /// Largest packet of a pod in bytes, where the VXLAN makes it smaller than the uplink's.
+    pub pod_mtu: Option<u32>,
     /// Nodes that are not reachable, and why.
     pub problems: Vec<Problem>,
 }
 
-/// Pod routes to the other nodes, by direct routing ("host-gw").
+/// Pod routes to the other nodes, by direct routing ("host-gw") or VXLAN.
 ///
-/// Recognises its routes by their protocol number ([`netd_kernel::ROUTE_PROTOCOL`]) and a gateway, so it
-/// needs no memory of an earlier run. Acts on the network namespace of the calling thread.
+/// Recognises its routes by their protocol number ([`netd_kernel::ROUTE_PROTOCOL`]) and a gateway, its VXLAN device by
+/// its name ([`DEVICE`]), so it needs no memory of an earlier run. Acts on the network namespace of the calling thread.
 #[derive(Clone, Debug)]
 pub struct Fabric {
     node: Arc<str>,
+    settings: Settings,
 }
 
 impl Fabric {
     /// The fabric as seen from the node with this name.
-    pub fn new(node: impl Into<Arc<str>>) -> Self {
-        Self { node: node.into() }
+    pub fn new(node: impl Into<Arc<str>>, settings: Settings) -> Self {
+        Self { node: node.into(), settings }
     }
 
     /// Makes the routes equal what the snapshot's nodes ask for: missing ones are added, whoever removed
@@ -51,25 +58,28 @@ impl Fabric {
     pub fn reconcile(&self, snapshot: &Snapshot) -> Result<Report, Error> {
         let mut netlink = Netlink::open().map_err(Error::kernel("open netlink"))?;
         let attached = attached(&mut netlink)?;
-        let wanted = desired(&snapshot.nodes, &self.node, &attached);
+        let wanted = desired(&snapshot.nodes, &self.node, &attached, self.settings.mode);
         let mut report = Report { problems: wanted.problems, ..Report::default() };
         if snapshot.nodes.is_empty() {
+            report.pod_mtu = vtep::find(&mut netlink)?.map(|device| device.mtu);
             return Ok(report);
         }
+        let mut routes = wanted.routes;
+        let held = self.overlay(&mut netlink, &wanted.overlay, &mut routes, &mut report);
         let installed = own_routes(&mut netlink)?;
         let mut stale = Vec::new();
         let mut right = BTreeSet::new();
         for route in installed {
-            match wanted.routes.get(&route.destination) {
+            match routes.get(&route.destination) {
                 Some(spec) if is_installed(spec, &route) => {
                     right.insert(route.destination);
                 }
+                None if held.is_some() && route.link == held => {}
                 _ => stale.push(route),
             }
         }
         report.kept = right.len();
-        let missing: Vec<_> =
-            wanted.routes.values().filter(|spec| !right.contains(&spec.destination)).collect();
+        let missing: Vec<_> = routes.values().filter(|spec| !right.contains(&spec.destination)).collect();
         change(&mut netlink, &missing, &mut stale, &mut report);
         for route in stale {
             remove(&mut netlink, &route, &mut report);
@@ -82,7 +92,50 @@ impl Fabric {
         Ok(report)
     }
 
-    /// Removes every route of the fabric and says how many; none is success.
+    /// Makes the VXLAN device what it should be and adds its routes to `routes`. Returns the device whose routes are to
+    /// stay as they are, because it is not known what they should be.
+    fn overlay(
+        &self,
+        netlink: &mut Netlink,
+        overlay: &Overlay,
+        routes: &mut BTreeMap<IpNetwork, RouteSpec>,
+        report: &mut Report,
+    ) -> Option<Ifindex> {
+        let result = match overlay {
+            Overlay::Unused => vtep::remove(netlink).map(|removed| {
+                report.written += usize::from(removed);
+                None
+            }),
+            Overlay::Unknown => vtep::find(netlink).map(|device| {
+                report.pod_mtu = device.as_ref().map(|device| device.mtu);
+                device.map(|device| device.index)
+            }),
+            Overlay::Used(vtep) => {
+                report.pod_mtu = Some(vtep.mtu);
+                self.tunnel(netlink, vtep, routes, report).map(|()| None)
+            }
+        };
+        result.unwrap_or_else(|error| {
+            report.problems.push(device_problem(error.to_string()));
+            vtep::find(netlink).unwrap_or_default().map(|device| device.index)
+        })
+    }
+
+    fn tunnel(
+        &self,
+        netlink: &mut Netlink,
+        vtep: &Vtep,
+        routes: &mut BTreeMap<IpNetwork, RouteSpec>,
+        report: &mut Report,
+    ) -> Result<(), Error> {
+        let ensured = vtep::ensure(netlink, vtep, self.settings)?;
+        report.written += ensured.written;
+        report.problems.extend(ensured.problems.into_iter().map(device_problem));
+        routes.extend(vtep.routes(ensured.device).map(|spec| (spec.destination, spec)));
+        Ok(())
+    }
+
+    /// Removes every route of the fabric and its VXLAN device, and says how many routes; none is success.
     ///
     /// # Errors
     /// The first failure, after all routes that could be removed have been.
@@ -99,7 +152,11 @@ impl Fabric {
                 }
             }
         }
-        first.map_or(Ok(removed), |source| Err(Error::Kernel { action: "remove pod routes", source }))
+        let device = vtep::remove(&mut netlink);
+        match first {
+            Some(source) => Err(Error::Kernel { action: "remove pod routes", source }),
+            None => device.map(|_| removed),
+        }
     }
 }
 
@@ -110,12 +167,13 @@ fn attached(netlink: &mut Netlink) -> Result<Vec<Attached>, Error> {
     let addresses = netlink.addresses(None).map_err(Error::kernel("list addresses"))?;
     let attached = addresses.into_iter().filter_map(|address| {
         let link = links.get(&address.link)?;
-        let usable = !address.link_local && !address.prefix.ip().is_loopback();
+        let usable = !address.link_local && !address.prefix.ip().is_loopback() && link.name != DEVICE;
         usable.then(|| Attached {
             link: address.link,
             name: link.name.clone(),
             address: address.prefix,
             up: link.up,
+            mtu: link.mtu,
         })
     });
     Ok(attached.collect())
@@ -134,7 +192,8 @@ fn is_installed(spec: &RouteSpec, route: &Route) -> bool {
 }
 
 fn to_route(spec: &RouteSpec) -> Route {
-    Route::to(spec.destination).via(spec.gateway).dev(spec.link)
+    let route = Route::to(spec.destination).via(spec.gateway).dev(spec.link);
+    if spec.onlink { route.onlink() } else { route }
 }
 
 /// Adds what is missing. Where an old route of ours leads elsewhere it is replaced in one step, so that the
@@ -148,7 +207,8 @@ fn change(netlink: &mut Netlink, missing: &[&RouteSpec], stale: &mut Vec<Route>,
             .filter(|(_, old)| old.destination == spec.destination)
             .map(|(place, _)| place)
             .collect();
-        let result = if old.is_empty() { netlink.add_route(&route) } else { netlink.replace_route(&route) };
+        let result =
+            if old.is_empty() { netlink.add_route(&route) } else { swap(netlink, stale, &old, &route) };
         match result {
             Ok(()) => {
                 debug!(%route, "added a pod route");
@@ -170,6 +230,22 @@ fn change(netlink: &mut Netlink, missing: &[&RouteSpec], stale: &mut Vec<Route>,
     }
 }
 
+/// Puts a route in the place of an old one. IPv6 refuses a gateway that another link's route leads to
+/// (`net/ipv6/route.c:ip6_route_check_nh_onlink`), as the old route to the prefix does: there it goes first.
+fn swap(netlink: &mut Netlink, stale: &[Route], old: &[usize], route: &Route) -> netd_kernel::Result<()> {
+    if route.onlink && route.destination.is_ipv6() {
+        for other in old.iter().filter_map(|place| stale.get(*place)) {
+            netlink.delete_route(other)?;
+        }
+        return netlink.add_route(route);
+    }
+    netlink.replace_route(route)
+}
+
+fn device_problem(message: String) -> Problem {
+    Problem { kind: "Link".to_owned(), object: DEVICE.to_owned(), message }
+}
+
 fn remove(netlink: &mut Netlink, route: &Route, report: &mut Report) {
     match netlink.delete_route(route) {
         Ok(()) => {
@@ -186,4 +262,4 @@ fn named(destination: IpNetwork, message: String) -> Problem {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

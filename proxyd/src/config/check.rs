@@ -6,6 +6,8 @@ use super::{API_VERSION, Config, KIND};
 
 /// Seconds; a longer time to live would hide changes of the cluster (CoreDNS allows no more either).
 const MAX_TTL: u32 = 3600;
+/// A VXLAN's number has 24 bits (RFC 7348).
+const MAX_VNI: u32 = 0xff_ffff;
 
 /// Everything that is wrong with `config`, each with its key.
 pub(super) fn mistakes(config: &Config) -> Vec<String> {
@@ -23,6 +25,13 @@ pub(super) fn mistakes(config: &Config) -> Vec<String> {
     dns(config, &mut wrong);
     if config.proxy.iptables.check_seconds == 0 {
         wrong.push("proxy.iptables.checkSeconds is 0: must be at least 1".to_owned());
+    }
+    let vxlan = &config.fabric.vxlan;
+    if vxlan.vni == 0 || vxlan.vni > MAX_VNI {
+        wrong.push(format!("fabric.vxlan.vni {}: must be from 1 to {MAX_VNI}", vxlan.vni));
+    }
+    if vxlan.port == 0 {
+        wrong.push("fabric.vxlan.port is 0: must be a UDP port, e.g. 8472".to_owned());
     }
     // IFNAMSIZ is 16 with the final NUL.
     if config.cni.bridge.is_empty()

@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use futures::stream::{Stream, StreamExt};
 use ipnetwork::IpNetwork;
 use netd_admin::NodeRouteState;
-use netd_fabric::{CniConfig, Fabric, NodeNet, Report};
+use netd_fabric::{CniConfig, Fabric, Mode, NodeNet, Report, Settings};
 use netd_kernel::ROUTE_PROTOCOL;
 use netd_kernel::monitor::{Change, changes};
 use netd_kernel::netlink::Family;
@@ -19,7 +19,7 @@ use tracing::{info, warn};
 
 use super::Surroundings;
 use super::board::Part;
-use crate::config::Config;
+use crate::config::{Config, FabricMode};
 
 /// How often everything is looked at even when the kernel tells of no change.
 const CHECK: Duration = Duration::from_secs(2);
@@ -31,6 +31,8 @@ pub(super) struct Network {
     around: Surroundings,
     fabric: Fabric,
     snapshot: Option<Arc<Snapshot>>,
+    /// Largest packet of a pod, where the fabric makes it smaller than the uplink's.
+    pod_mtu: Option<u32>,
     /// The last error told, a part each, so that a lasting one is logged once.
     told: [String; 2],
 }
@@ -47,8 +49,8 @@ type Changes = Pin<Box<dyn Stream<Item = Change> + Send>>;
 impl Network {
     /// The network of this node, of which nothing is known yet.
     pub(super) fn new(around: Surroundings) -> Self {
-        let fabric = Fabric::new(Arc::clone(&around.node));
-        Self { around, fabric, snapshot: None, told: Default::default() }
+        let fabric = Fabric::new(Arc::clone(&around.node), settings(&around.config));
+        Self { around, fabric, snapshot: None, pod_mtu: None, told: Default::default() }
     }
 
     /// Keeps the kernel right until the daemon drains.
@@ -94,7 +96,8 @@ impl Network {
     fn ensure_routes(&mut self, snapshot: &Snapshot) {
         match self.fabric.reconcile(snapshot) {
             Ok(report) => {
-                self.note(report.added, report.removed);
+                self.note(&report);
+                self.pod_mtu = report.pod_mtu;
                 self.around.board.set_nodes(node_states(snapshot, &self.around.node, &report));
                 let routes = report.added + report.kept;
                 let message = match report.problems.first() {
@@ -107,9 +110,12 @@ impl Network {
         }
     }
 
-    fn note(&self, added: usize, removed: usize) {
+    fn note(&self, &Report { added, removed, written, .. }: &Report) {
         if added + removed > 0 {
             info!(added, removed, "changed routes to other nodes");
+        }
+        if written > 0 {
+            info!(changes = written, "changed the VXLAN device");
         }
         let was_ready = self.around.board.parts().get(Part::Fabric.name()).is_some_and(|part| part.ready);
         if added > 0 && was_ready {
@@ -133,7 +139,7 @@ impl Network {
             );
             return self.report(Part::Cni, false, message);
         }
-        match write_cni(&config, pod_cidrs.clone()) {
+        match write_cni(&config, pod_cidrs.clone(), self.pod_mtu) {
             Ok(changed) => {
                 for what in changed {
                     info!(what, "made the node ready for pods");
@@ -189,12 +195,12 @@ fn pod_cidrs(config: &Config, snapshot: &Snapshot, node: &str) -> Vec<IpNetwork>
 }
 
 /// Makes the node ready for pods, then tells the runtime so. Returns what changed.
-fn write_cni(config: &Config, pod_cidrs: Vec<IpNetwork>) -> Result<Vec<String>> {
+fn write_cni(config: &Config, pod_cidrs: Vec<IpNetwork>, mtu: Option<u32>) -> Result<Vec<String>> {
     let mut changed = netd_fabric::ensure_node(&NodeNet {
         pod_cidrs,
         cluster_cidrs: config.cluster_cidrs.clone(),
         non_masquerade_cidrs: config.fabric.non_masquerade_cidrs.clone(),
-        mtu: None,
+        mtu,
         masquerade: config.fabric.masquerade,
         ranges_file: config.cni.ranges_file.clone(),
     })
@@ -205,6 +211,15 @@ fn write_cni(config: &Config, pod_cidrs: Vec<IpNetwork>) -> Result<Vec<String>> 
         changed.push(format!("wrote {}", path.display()));
     }
     Ok(changed)
+}
+
+fn settings(config: &Config) -> Settings {
+    let mode = match config.fabric.mode {
+        FabricMode::Auto => Mode::Auto,
+        FabricMode::HostGw => Mode::HostGw,
+        FabricMode::Vxlan => Mode::Vxlan,
+    };
+    Settings { mode, vni: config.fabric.vxlan.vni, port: config.fabric.vxlan.port }
 }
 
 fn cni_config(config: &Config) -> CniConfig {
@@ -234,12 +249,12 @@ fn node_states(snapshot: &Snapshot, own: &str, report: &Report) -> Vec<NodeRoute
     snapshot.nodes.values().map(|node| state(node)).collect()
 }
 
-/// Removes routes, masquerade, the plugin's ranges and the conflist that names our plugin.
+/// Removes routes, the VXLAN device, masquerade, the plugin's ranges and the conflist that names our plugin.
 pub(crate) fn cleanup(config: &Config) -> Result<()> {
     let mut failures = Vec::new();
     let mut note =
         |result: Result<(), netd_fabric::Error>| failures.extend(result.err().map(|error| error.to_string()));
-    note(Fabric::new("").cleanup().map(drop));
+    note(Fabric::new("", settings(config)).cleanup().map(drop));
     note(netd_fabric::remove_node(&config.cni.ranges_file));
     if let Some(path) = config.cni.conflist.as_deref().filter(|path| is_ours(path)) {
         note(netd_fabric::remove_conflist(path));

@@ -17,16 +17,16 @@ use super::*;
 
 static NEXT: AtomicUsize = AtomicUsize::new(0);
 
-struct Own(Namespace);
+pub(crate) struct Own(pub(crate) Namespace);
 
 impl Own {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         assert!(netd_kernel::process::is_root(), "this test needs root: it makes network namespaces");
         let name = format!("nd-fab-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         Self(Namespace::create(&Path::new(netd_kernel::netns::NETNS_DIR).join(name)).unwrap())
     }
 
-    fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+    pub(crate) fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
         self.0.run(work).unwrap()
     }
 }
@@ -100,7 +100,7 @@ fn counts(report: &Report) -> (usize, usize, usize) {
     (report.added, report.removed, report.kept)
 }
 
-fn run_ip(args: &[&str]) {
+pub(crate) fn run_ip(args: &[&str]) {
     let ip = find_program("ip").expect("ip is missing: apt-get install iproute2");
     let output = SystemExec.run(&ip, args, b"", Duration::from_secs(10)).unwrap();
     assert!(output.success(), "ip {args:?}: {}", output.complaint());
@@ -110,7 +110,8 @@ fn run_ip(args: &[&str]) {
 fn pods_of_two_nodes_reach_each_other_in_both_families() {
     let [first, second] = two_nodes();
     for (own, name) in [(&first, "w1"), (&second, "w2")] {
-        let report = own.run(|| Fabric::new(name).reconcile(&snapshot(&[1, 2])).unwrap());
+        let report =
+            own.run(|| Fabric::new(name, Settings::default()).reconcile(&snapshot(&[1, 2])).unwrap());
         assert_eq!(counts(&report), (2, 0, 0));
     }
     for (from, to) in [("172.16.1.1", "172.16.2.1"), ("fd00:10:0:1::1", "fd00:10:0:2::1")] {
@@ -154,7 +155,7 @@ fn connect_from(from: &str, target: SocketAddr) -> std::net::TcpStream {
 fn routes_follow_the_nodes_and_foreign_ones_stay() {
     let [first, _second] = two_nodes();
     first.run(|| {
-        let fabric = Fabric::new("w1");
+        let fabric = Fabric::new("w1", Settings::default());
         run_ip(&["route", "add", "10.55.0.0/16", "via", "192.168.1.2", "proto", "static"]);
         // Of an earlier run: a node that is gone, and one that has moved.
         for (to, via) in [("172.16.9.0/24", "192.168.1.9"), ("172.16.3.0/24", "192.168.1.99")] {
@@ -186,7 +187,7 @@ fn a_foreign_route_in_the_way_is_named_and_others_are_added() {
     let [first, _second] = two_nodes();
     first.run(|| {
         run_ip(&["route", "add", "172.16.2.0/24", "via", "192.168.1.77", "proto", "static"]);
-        let report = Fabric::new("w1").reconcile(&snapshot(&[1, 2, 3])).unwrap();
+        let report = Fabric::new("w1", Settings::default()).reconcile(&snapshot(&[1, 2, 3])).unwrap();
         assert_eq!((report.added, report.removed), (3, 0));
         let [problem] = &report.problems[..] else { panic!("{:?}", report.problems) };
         assert_eq!(problem.object, "172.16.2.0/24");

@@ -21,6 +21,7 @@ fn lan() -> Vec<Attached> {
         name: name.to_owned(),
         address: address.parse().unwrap(),
         up,
+        mtu: 1500,
     };
     vec![
         attached(2, "eth0", "192.168.1.101/24", true),
@@ -37,7 +38,7 @@ fn own() -> Arc<Node> {
 fn planned(others: &[Arc<Node>]) -> Desired {
     let mut nodes = others.to_vec();
     nodes.push(own());
-    desired(&cluster(&nodes), "w1", &lan())
+    desired(&cluster(&nodes), "w1", &lan(), Mode::HostGw)
 }
 
 fn routes(planned: &Desired) -> Vec<String> {
@@ -148,5 +149,5 @@ fn a_node_with_our_address_or_behind_a_dead_link_is_named() {
 #[test]
 fn an_unknown_self_still_reaches_the_others() {
     let nodes = cluster(&[node("w2", &["192.168.1.102"], &["172.16.2.0/24"])]);
-    assert_eq!(routes(&desired(&nodes, "w1", &lan())).len(), 1);
+    assert_eq!(routes(&desired(&nodes, "w1", &lan(), Mode::Auto)).len(), 1);
 }
