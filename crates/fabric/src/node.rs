@@ -23,7 +23,7 @@ pub struct NodeNet {
     pub cluster_cidrs: Vec<IpNetwork>,
     /// Other destinations that see a pod's own address.
     pub non_masquerade_cidrs: Vec<IpNetwork>,
-    /// Largest packet of a pod in bytes; `None` lets the plugin find it out.
+    /// Largest packet of a pod in bytes, see [`crate::Report::pod_mtu`]; `None` lets the plugin find it out.
     pub mtu: Option<u32>,
     /// Whether what pods send out of the cluster gets the node's address.
     pub masquerade: bool,
