@@ -217,6 +217,15 @@ fn pods_reach_each_other_across_lans_and_directly_on_one() {
     site.stream(n1, "172.16.1.0", p2, "172.16.2.10");
     site.stream(n1, "fd00:10:0:1::", p2, "fd00:10:0:2::10");
     site.assert_nothing_fragmented();
+    // Pods of before the tunnel was needed are told the smaller size by their node.
+    for pod in [p1, p2] {
+        pod.run(|| ip("link set eth0 mtu 1500"));
+    }
+    for (one, other) in [("172.16.1.10", "172.16.2.10"), ("fd00:10:0:1::10", "fd00:10:0:2::10")] {
+        site.stream(p1, one, p2, other);
+        site.stream(p2, other, p1, one);
+    }
+    site.assert_nothing_fragmented();
     n1.run(|| {
         let mut netlink = Netlink::open().unwrap();
         let (eth0, tunnel) = (netlink.link("eth0").unwrap().unwrap().index, device(&mut netlink));
