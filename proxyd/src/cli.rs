@@ -1,6 +1,7 @@
 //! The commands of `netd` and their exit codes.
 
 mod cleanup;
+mod ipam;
 mod print;
 mod run;
 mod status;
@@ -50,6 +51,8 @@ enum Command {
     Status(StatusArgs),
     /// Lists Services as they are programmed, with their endpoints and verdicts.
     Svc(SvcArgs),
+    /// Shows, checks and frees the addresses of this node's pods; needs no daemon.
+    Ipam(ipam::IpamArgs),
     /// Removes everything that netd installed on this node, and nothing else.
     Cleanup(CleanupArgs),
     /// Builds a cluster of four nodes in network namespaces and shows netd at work.
@@ -155,6 +158,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Run(args) => run::run(&args),
         Command::Status(args) => status::status(&args.ask, args.strict),
         Command::Svc(args) => status::services(&args.ask, args.namespace.as_deref()),
+        Command::Ipam(args) => ipam::ipam(&args),
         Command::Cleanup(args) => cleanup::cleanup(&args),
         Command::Demo(args) => demo::run(&args),
         Command::Config(args) => print::config(args.config.as_deref()),

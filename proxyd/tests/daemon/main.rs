@@ -4,6 +4,8 @@
 #[cfg(test)]
 mod demo;
 #[cfg(test)]
+mod ipam;
+#[cfg(test)]
 mod node;
 
 use std::time::Duration;
