@@ -77,6 +77,7 @@ pub(crate) fn parse(text: &str) -> Result<Config, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::FabricMode;
 
     const HEAD: &str = "apiVersion: netd.io/v1alpha1\nkind: NetdConfiguration\n";
 
@@ -108,6 +109,20 @@ mod tests {
         let error = load(Some(file.path()), &Overrides::default()).unwrap_err();
         let ConfigError::Invalid(mistakes) = error else { panic!("{error}") };
         assert_eq!(mistakes.len(), 5, "{mistakes:?}");
+    }
+
+    #[test]
+    fn the_ways_between_nodes_are_read_and_checked() {
+        let text = |fabric: &str| format!("{HEAD}fabric: {fabric}\n");
+        for (mode, wanted) in
+            [("auto", FabricMode::Auto), ("host-gw", FabricMode::HostGw), ("vxlan", FabricMode::Vxlan)]
+        {
+            assert_eq!(parse(&text(&format!("{{mode: {mode}}}"))).unwrap().fabric.mode, wanted);
+        }
+        assert!(parse(&text("{mode: wireguard}")).is_err());
+        for bad in ["{vxlan: {vni: 0}}", "{vxlan: {vni: 16777216}}", "{vxlan: {port: 0}}"] {
+            assert_eq!(check::mistakes(&parse(&text(bad)).unwrap()).len(), 1, "{bad}");
+        }
     }
 
     #[test]

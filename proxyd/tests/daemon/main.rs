@@ -4,6 +4,8 @@
 #[cfg(test)]
 mod demo;
 #[cfg(test)]
+mod fabric;
+#[cfg(test)]
 mod ipam;
 #[cfg(test)]
 mod node;
