@@ -5,6 +5,7 @@
 //! - [`proxy`]: one OS thread that plans and programs Services
 //! - [`fabric`]: one OS thread for routes, masquerade and what the CNI plugin needs
 //! - [`dns`]: the responder and its address
+//! - [`reaper`]: deletes links of pods that are gone
 //! - [`http`], [`metrics`]: health, readiness and Prometheus
 
 pub(crate) mod board;
@@ -16,6 +17,7 @@ mod ipam;
 mod metrics;
 pub(crate) mod planes;
 mod proxy;
+mod reaper;
 
 use std::sync::Arc;
 
@@ -206,6 +208,9 @@ fn start_parts(
     if parts.fabric || parts.cni {
         let fabric = fabric::Network::new(context.clone());
         tasks.spawn(on_thread("netd-fabric", subscriber.clone(), move |subscriber| fabric.run(subscriber)));
+    }
+    if parts.cni {
+        tasks.spawn(reaper::run(context.clone()));
     }
     if parts.dns {
         tasks.spawn(dns::run(context.clone(), subscriber.clone()));

@@ -9,6 +9,8 @@ mod fabric;
 mod ipam;
 #[cfg(test)]
 mod node;
+#[cfg(test)]
+mod reaper;
 
 use std::time::Duration;
 
