@@ -1,6 +1,7 @@
 //! The allocator: pure state, no file and no clock.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::net::IpAddr;
 use std::ops::Range as Span;
@@ -218,12 +219,18 @@ impl Book {
 
     fn enter(&mut self, addresses: &[IpAddr], taken: Duration, text: Span<u32>) -> bool {
         let Ok(place) = u32::try_from(self.slots.len()) else { return false };
-        if addresses.iter().any(|address| self.by_address.contains_key(address)) {
-            return false;
+        for (entered, address) in addresses.iter().enumerate() {
+            if let Entry::Vacant(vacant) = self.by_address.entry(*address) {
+                vacant.insert(place);
+            } else {
+                for address in addresses.iter().take(entered) {
+                    self.by_address.remove(address);
+                }
+                return false;
+            }
         }
         for address in addresses {
             self.freed.remove(address);
-            self.by_address.insert(*address, place);
         }
         self.slots.push(Slot { live: true, taken, text, lease: OnceLock::new() });
         self.live += 1;
@@ -439,5 +446,6 @@ mod tests {
         assert!(book.take(lease("a", vec![address])));
         assert!(!book.take(lease("b", vec!["10.0.0.3".parse().unwrap(), address])));
         assert!(book.lease_of(&lease("b", vec![]).owner).is_none());
+        assert!(book.holder("10.0.0.3".parse().unwrap()).is_none(), "nothing is left of what was refused");
     }
 }

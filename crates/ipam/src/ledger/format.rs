@@ -17,8 +17,8 @@ use crate::record::{self, Kind};
 pub(super) const FORMAT: u32 = 1;
 /// Bytes of the second line: 20 digits, a space, 8 digits, a newline.
 const COMMITTED: usize = 30;
-/// About the length of a record in bytes, to make room for the leases at once.
-const TYPICAL: usize = 192;
+/// The length of a short record in bytes, to make room for all leases at once.
+const SHORT: usize = 120;
 
 /// Why a file is not the ledger to go on with.
 #[derive(Debug, PartialEq, Eq)]
@@ -159,7 +159,7 @@ pub(super) fn replay(bytes: Vec<u8>, network: &str, boot: &str) -> Result<Replay
 
 fn replay_records(source: &Arc<Vec<u8>>, start: usize, committed: usize) -> Result<Replay, Damage> {
     let mut body = source.get(start..).unwrap_or_default();
-    let book = Book::reading(Arc::clone(source), body.len() / TYPICAL);
+    let book = Book::reading(Arc::clone(source), body.len() / SHORT);
     let mut replay = Replay { book, length: start, records: 0, torn_tail: false };
     let mut addresses = Vec::new();
     while !body.is_empty() {
