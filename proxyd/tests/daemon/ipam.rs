@@ -59,7 +59,8 @@ fn leases_are_shown_a_leak_is_named_and_only_a_leak_is_released() {
 
     let check = ipam(&node, &["check"]);
     assert_eq!(check.code, 1, "{}{}", check.stdout, check.stderr);
-    assert!(check.stdout.contains("netd ipam release --network netd 172.16.0.3"), "{}", check.stdout);
+    let next = format!("netd ipam release --data-dir {} --network netd 172.16.0.3\n", directory.display());
+    assert!(check.stdout.contains(&next), "{}", check.stdout);
     assert!(!check.stdout.contains("172.16.0.2"), "{}", check.stdout);
 
     let refused = ipam(&node, &["release", "172.16.0.2"]);

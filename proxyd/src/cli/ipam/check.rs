@@ -1,5 +1,6 @@
 //! `netd ipam check`.
 
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -38,7 +39,21 @@ pub(super) fn check(args: &CheckArgs) -> Result<u8> {
 }
 
 fn look(config: &Config) -> Result<Audit> {
-    Ok(audit(&node::networks(&config.cni.data_dir)?, &node::links()?))
+    let directory = &config.cni.data_dir;
+    let mut audit = audit(&node::networks(directory)?, &node::links()?);
+    name_directory(&mut audit, directory);
+    Ok(audit)
+}
+
+/// The commands to run next are for these ledgers, wherever the configuration of the next call has them.
+fn name_directory(audit: &mut Audit, directory: &Path) {
+    if directory == Path::new(netd_ipam::DEFAULT_DIRECTORY) {
+        return;
+    }
+    let named = format!("netd ipam release --data-dir {}", directory.display());
+    for problem in &mut audit.problems {
+        problem.next = problem.next.replace("netd ipam release", &named);
+    }
 }
 
 fn text(audit: &Audit) -> String {
