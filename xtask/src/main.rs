@@ -140,7 +140,7 @@ fn test(no_cluster: bool) -> Result<()> {
     if no_cluster {
         println!("left out: the tests on a real cluster (--no-cluster)");
     } else {
-        cluster::test(&mut report, ci);
+        cluster::test(&mut report, ci, setup::find("go").as_deref());
     }
     report.finish()
 }
