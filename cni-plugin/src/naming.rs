@@ -2,14 +2,12 @@
 
 use std::net::IpAddr;
 
-use netd_ipam::{Lease, Owner};
+use netd_ipam::{Alias, Lease, Owner};
 use netd_kernel::Mac;
 use sha2::{Digest, Sha256};
 
 /// The longest alias of a link in bytes (`IFALIASZ` without the final zero).
 const ALIAS_MAX: usize = 255;
-/// How an alias of ours begins.
-const ALIAS_START: &str = "netd net=";
 /// How the alias of a link begins that DEL has put aside, to be deleted later.
 const ASIDE_START: &str = "netd-reap ";
 /// The alias of the bridge.
@@ -63,7 +61,8 @@ fn mac([first, second]: [u8; 2], address: IpAddr) -> Mac {
 pub fn alias(network: &str, lease: &Lease) -> String {
     let addresses: Vec<String> = lease.addresses.iter().map(IpAddr::to_string).collect();
     let Owner { container, interface } = &lease.owner;
-    cut(format!("{ALIAS_START}{network} ip={} if={interface} id={container}", addresses.join(",")))
+    let (start, addresses) = (Alias::START, addresses.join(","));
+    cut(format!("{start}{network} ip={addresses} if={interface} id={container}"))
 }
 
 /// The alias of a link that is to be deleted: it is no attachment any more.
@@ -86,27 +85,17 @@ fn cut(mut text: String) -> String {
 
 /// Reads the lease back from an alias of this network; `None` when the link is not one of its attachments.
 pub fn lease_from_alias(network: &str, text: &str) -> Option<Lease> {
-    let (found, lease) = split_alias(text)?;
-    (found == network).then_some(lease)
+    Alias::parse(text).filter(|alias| alias.network == network).map(|alias| alias.lease)
 }
 
 /// Reads the addresses back from an alias of whatever network.
 pub fn addresses_from_alias(text: &str) -> Option<Vec<IpAddr>> {
-    split_alias(text).map(|(_, lease)| lease.addresses)
-}
-
-fn split_alias(text: &str) -> Option<(&str, Lease)> {
-    let (network, rest) = text.strip_prefix(ALIAS_START)?.split_once(" ip=")?;
-    let (addresses, rest) = rest.split_once(" if=")?;
-    let (interface, container) = rest.split_once(" id=")?;
-    let addresses: Vec<IpAddr> = addresses.split(',').map(str::parse).collect::<Result<_, _>>().ok()?;
-    let owner = Owner { container: container.to_owned(), interface: interface.to_owned() };
-    Some((network, Lease { owner, pod: None, addresses }))
+    Alias::parse(text).map(|alias| alias.lease.addresses)
 }
 
 /// Whether an alias says that the link is an attachment's of some network of netd.
 pub fn is_alias(text: &str) -> bool {
-    text.starts_with(ALIAS_START)
+    text.starts_with(Alias::START)
 }
 
 #[cfg(test)]

@@ -4,8 +4,6 @@ use std::net::IpAddr;
 
 use crate::lease::{Lease, Owner};
 
-/// How an alias of a pod's link begins.
-const START: &str = "netd net=";
 /// The longest alias of a link in bytes (`IFALIASZ` without the final zero).
 const LONGEST: usize = 255;
 
@@ -21,9 +19,12 @@ pub struct Alias {
 }
 
 impl Alias {
+    /// How an alias of a pod's link begins.
+    pub const START: &str = "netd net=";
+
     /// Reads `netd net=NETWORK ip=ADDRESS,… if=INTERFACE id=CONTAINER`; `None` for every other text.
     pub fn parse(text: &str) -> Option<Self> {
-        let (network, rest) = text.strip_prefix(START)?.split_once(" ip=")?;
+        let (network, rest) = text.strip_prefix(Self::START)?.split_once(" ip=")?;
         let (addresses, rest) = rest.split_once(" if=")?;
         let (interface, container) = rest.split_once(" id=")?;
         let addresses: Vec<IpAddr> = addresses.split(',').map(str::parse).collect::<Result<_, _>>().ok()?;

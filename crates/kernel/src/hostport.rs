@@ -200,18 +200,7 @@ pub fn is_intact() -> Result<bool> {
 /// # Errors
 /// [`Error::Netlink`] when the kernel refuses.
 pub fn clear() -> Result<bool> {
-    let mut conversation = Conversation::open()?;
-    let mut batch = Batch::new();
-    for family in Family::BOTH {
-        if conversation.table(family, TABLE)?.is_some() {
-            batch.add_table(family, TABLE, false);
-            batch.delete_table(family, TABLE);
-        }
-    }
-    if batch.is_empty() {
-        return Ok(false);
-    }
-    conversation.commit(batch, "remove host ports").map(|()| true)
+    Conversation::open()?.remove_table(TABLE, "remove host ports")
 }
 
 fn list_in(conversation: &mut Conversation) -> Result<Vec<(String, HostPort)>> {

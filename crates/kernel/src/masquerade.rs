@@ -98,19 +98,7 @@ pub fn check(masquerade: &Masquerade) -> Result<State> {
 
 /// Removes both tables and says whether there was one.
 pub fn remove() -> Result<bool> {
-    let mut conversation = Conversation::open()?;
-    let mut batch = Batch::new();
-    for family in Family::BOTH {
-        if conversation.table(family, TABLE)?.is_some() {
-            // Adding it first makes the deletion succeed when another process was quicker.
-            batch.add_table(family, TABLE, false);
-            batch.delete_table(family, TABLE);
-        }
-    }
-    if batch.is_empty() {
-        return Ok(false);
-    }
-    conversation.commit(batch, "remove masquerade rules").map(|()| true)
+    Conversation::open()?.remove_table(TABLE, "remove masquerade rules")
 }
 
 /// The rules of one family; none where the node has no pods of it.

@@ -316,6 +316,22 @@ impl Conversation {
         Ok(found)
     }
 
+    /// Removes a table of both families in one transaction, and says whether there was one.
+    pub(crate) fn remove_table(&mut self, table: &str, action: &str) -> Result<bool> {
+        let mut batch = Batch::new();
+        for family in Family::BOTH {
+            if self.table(family, table)?.is_some() {
+                // Adding it first makes the deletion succeed when another process was quicker.
+                batch.add_table(family, table, false);
+                batch.delete_table(family, table);
+            }
+        }
+        if batch.is_empty() {
+            return Ok(false);
+        }
+        self.commit(batch, action).map(|()| true)
+    }
+
     /// Sends a batch as one transaction.
     pub(crate) fn commit(&mut self, batch: Batch, action: &str) -> Result<()> {
         let begin = message(wire::BATCH_BEGIN, REQUEST, libc::AF_UNSPEC as u8, wire::SUBSYSTEM, &[]);
