@@ -45,7 +45,7 @@ pub fn prepare(netlink: &mut Netlink, config: &Config, ranges: &NodeRanges) -> R
         .map_err(|e| wiring(&format!("bridge {} cannot be made ready", config.bridge), &e))?;
     set_parameters(netlink, config, ranges).map_err(|e| wiring("a kernel parameter cannot be set", &e))?;
     if config.masquerade {
-        masquerade::ensure(&masquerade_of(ranges)).map_err(|e| {
+        masquerade::ensure(&masquerade_of(config, ranges)).map_err(|e| {
             CniError::new(Code::Masquerade, "masquerade for pods cannot be installed")
                 .because(e)
                 .and("the kernel needs nf_tables with nat; \"ipMasq\": false does without")
@@ -84,7 +84,7 @@ pub fn faults(
         }
     }
     if config.masquerade {
-        match masquerade::check(&masquerade_of(ranges))? {
+        match masquerade::check(&masquerade_of(config, ranges))? {
             State::Installed => {}
             State::Absent => faults.push(format!("masquerade is gone: no table {}", masquerade::TABLE)),
             State::Different => {
@@ -95,8 +95,9 @@ pub fn faults(
     Ok(faults)
 }
 
-fn masquerade_of(ranges: &NodeRanges) -> Masquerade {
-    Masquerade { pod_cidrs: ranges.subnets(), keep: ranges.keep.clone() }
+fn masquerade_of(config: &Config, ranges: &NodeRanges) -> Masquerade {
+    let owner = masquerade::owner_of(&config.network);
+    Masquerade { owner, pod_cidrs: ranges.subnets(), keep: ranges.keep.clone() }
 }
 
 /// Finds the bridge or makes it.

@@ -99,7 +99,7 @@ fn masquerade(node: &NodeNet) -> Result<Option<String>, Error> {
         return Ok(removed.then(|| "removed masquerade".to_owned()));
     }
     let keep = [node.cluster_cidrs.as_slice(), &node.non_masquerade_cidrs].concat();
-    let rules = Masquerade { pod_cidrs: node.pod_cidrs.clone(), keep };
+    let rules = Masquerade { owner: masquerade::NODE.to_owned(), pod_cidrs: node.pod_cidrs.clone(), keep };
     let changed = masquerade::ensure(&rules).map_err(Error::kernel("ensure masquerade"))?;
     Ok(changed.then(|| "masquerade".to_owned()))
 }

@@ -187,13 +187,23 @@ impl Batch {
         self.push(wire::DEL_RULE, 0, family, attributes);
     }
 
+    /// Adds a rule behind those of the chain.
     pub(crate) fn add_rule(&mut self, family: Family, table: &str, chain: &str, rule: Rule) {
+        self.place_rule(family, table, chain, (rule, APPEND));
+    }
+
+    /// Adds a rule before those of the chain.
+    pub(crate) fn insert_rule(&mut self, family: Family, table: &str, chain: &str, rule: Rule) {
+        self.place_rule(family, table, chain, (rule, 0));
+    }
+
+    fn place_rule(&mut self, family: Family, table: &str, chain: &str, (rule, place): (Rule, u16)) {
         let mut attributes = Attributes::default();
         attributes.text(wire::NFTA_RULE_TABLE, table);
         attributes.text(wire::NFTA_RULE_CHAIN, chain);
         attributes.nest(wire::NFTA_RULE_EXPRESSIONS, rule.expressions);
         attributes.bytes(wire::NFTA_RULE_USERDATA, &comment_data(&rule.comment));
-        self.push(wire::NEW_RULE, CREATE | APPEND, family, attributes);
+        self.push(wire::NEW_RULE, CREATE | place, family, attributes);
     }
 
     /// Removes every rule of a table; chains and sets stay.

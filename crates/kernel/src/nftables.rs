@@ -106,6 +106,7 @@ mod tests {
                 let first = generation().unwrap();
                 let second = generation().unwrap();
                 let masquerade = crate::masquerade::Masquerade {
+                    owner: crate::masquerade::NODE.to_owned(),
                     pod_cidrs: vec!["172.16.1.0/24".parse().unwrap()],
                     keep: Vec::new(),
                 };

@@ -35,6 +35,7 @@ fn networks(texts: &[&str]) -> Vec<IpNetwork> {
 
 fn dual() -> Masquerade {
     Masquerade {
+        owner: owner_of("dual"),
         pod_cidrs: networks(&["172.16.1.0/24", "fd00:1::/64"]),
         keep: networks(&["172.16.0.0/16", "10.0.0.0/8", "fd00::/16", "192.168.7.9/32"]),
     }
@@ -52,14 +53,14 @@ fn ensuring_twice_writes_once() {
     });
 }
 
-fn single(pods: &str, keep: &[&str]) -> Masquerade {
-    Masquerade { pod_cidrs: networks(&[pods]), keep: networks(keep) }
+fn single(owner: &str, pods: &str, keep: &[&str]) -> Masquerade {
+    Masquerade { owner: owner_of(owner), pod_cidrs: networks(&[pods]), keep: networks(keep) }
 }
 
 #[test]
 fn networks_with_different_pods_stand_side_by_side() {
     Scratch::new().run(|| {
-        let other = single("172.16.9.0/24", &[]);
+        let other = single("other", "172.16.9.0/24", &[]);
         ensure(&dual()).unwrap();
         assert_eq!(check(&other).unwrap(), State::Different);
         assert!(ensure(&other).unwrap());
@@ -67,7 +68,7 @@ fn networks_with_different_pods_stand_side_by_side() {
             assert_eq!(check(network).unwrap(), State::Installed);
             assert!(!ensure(network).unwrap());
         }
-        let changed = single("172.16.9.0/24", &["10.0.0.0/8"]);
+        let changed = single("other", "172.16.9.0/24", &["10.0.0.0/8"]);
         assert!(ensure(&changed).unwrap());
         assert_eq!(check(&other).unwrap(), State::Different, "its old rules are replaced");
         assert_eq!(check(&dual()).unwrap(), State::Installed);
@@ -75,13 +76,74 @@ fn networks_with_different_pods_stand_side_by_side() {
 }
 
 #[test]
-fn of_overlapping_networks_the_last_one_stays() {
+fn owners_of_overlapping_and_of_the_same_pods_never_rewrite_each_other() {
     Scratch::new().run(|| {
-        let (narrow, wide) = (single("10.1.0.0/24", &[]), single("10.1.0.0/16", &[]));
-        ensure(&narrow).unwrap();
-        assert!(ensure(&wide).unwrap());
-        assert_eq!(check(&wide).unwrap(), State::Installed);
-        assert_eq!(check(&narrow).unwrap(), State::Different);
+        let all = [
+            single("narrow", "10.1.0.0/24", &["10.9.0.0/16"]),
+            single("wide", "10.1.0.0/16", &["10.8.0.0/16"]),
+            Masquerade { owner: NODE.to_owned(), ..single("", "10.1.0.0/24", &[]) },
+        ];
+        for network in &all {
+            assert!(ensure(network).unwrap());
+        }
+        for network in &all {
+            assert_eq!(check(network).unwrap(), State::Installed, "{network:?}");
+            assert!(!ensure(network).unwrap(), "{network:?}");
+        }
+    });
+}
+
+#[test]
+fn ranges_are_told_and_removed_one_by_one() {
+    Scratch::new().run(|| {
+        assert_eq!(list().unwrap(), []);
+        ensure(&dual()).unwrap();
+        let (old, new) = (single("pods", "172.16.1.0/24", &[]), single("pods", "172.16.2.0/24", &[]));
+        ensure(&old).unwrap();
+        ensure(&new).unwrap();
+        assert_eq!(check(&old).unwrap(), State::Installed, "another range of the same network stays");
+        let told = list().unwrap();
+        assert_eq!(told.len(), 4);
+        assert!(told.iter().all(|range| range.whole), "{told:?}");
+        let first = told.iter().find(|range| range.owner == "net=dual").unwrap();
+        assert!(first.keep.contains(&"10.0.0.0/8".parse().unwrap()), "{first:?}");
+        // What was told is enough to make it again.
+        remove().unwrap();
+        for range in told.clone() {
+            let again = Masquerade { owner: range.owner, pod_cidrs: vec![range.pods], keep: range.keep };
+            assert!(ensure(&again).unwrap());
+        }
+        let again = list().unwrap();
+        assert!(again.len() == 4 && told.iter().all(|range| again.contains(range)), "{again:?}");
+
+        assert!(remove_range("net=pods", &old.pod_cidrs[0]).unwrap());
+        assert!(!remove_range("net=pods", &old.pod_cidrs[0]).unwrap());
+        assert_eq!(check(&new).unwrap(), State::Installed);
+        assert_eq!(check(&dual()).unwrap(), State::Installed);
+        assert_eq!(list().unwrap().len(), 3);
+    });
+}
+
+#[test]
+fn a_lost_rule_of_either_kind_is_put_back_before_those_that_masquerade() {
+    Scratch::new().run(|| {
+        let other = single("other", "172.16.9.0/24", &[]);
+        ensure(&dual()).unwrap();
+        ensure(&other).unwrap();
+        let rules = Conversation::open().unwrap().rules(Family::V4, TABLE).unwrap();
+        let own: Vec<_> = rules.iter().filter(|rule| rule.comment.contains("net=other")).collect();
+        assert_eq!(own.len(), 4, "{rules:?}");
+        for index in 0..own.len() {
+            let rules = Conversation::open().unwrap().rules(Family::V4, TABLE).unwrap();
+            let lost = rules.iter().filter(|rule| rule.comment.contains("net=other")).nth(index).unwrap();
+            let mut batch = Batch::new();
+            batch.delete_rule(Family::V4, TABLE, &lost.chain, lost.handle);
+            Conversation::open().unwrap().commit(batch, "lose").unwrap();
+            assert_eq!(check(&other).unwrap(), State::Different, "{lost:?}");
+            assert!(ensure(&other).unwrap());
+            assert_eq!(check(&other).unwrap(), State::Installed);
+            assert_eq!(check(&dual()).unwrap(), State::Installed);
+        }
     });
 }
 
@@ -89,9 +151,12 @@ fn of_overlapping_networks_the_last_one_stays() {
 fn a_rule_of_nobody_is_noticed_and_removed() {
     Scratch::new().run(|| {
         ensure(&dual()).unwrap();
-        for chain in [BASE_CHAIN, &Rules::of(&dual(), Family::V4).chain()] {
+        let chain = Range { owner: dual().owner, pods: dual().pod_cidrs[0] }.chain();
+        for (chain, comment) in
+            [(BASE_CHAIN, "mine"), (&chain, "mine"), (BASE_CHAIN, "netd-masq 5d 5d 1/2 172.16.1.0/24")]
+        {
             let mut batch = Batch::new();
-            batch.add_rule(Family::V4, TABLE, chain, nft::Rule::new("mine".to_owned()).return_());
+            batch.add_rule(Family::V4, TABLE, chain, nft::Rule::new(comment.to_owned()).return_());
             Conversation::open().unwrap().commit(batch, "meddle").unwrap();
             assert_eq!(check(&dual()).unwrap(), State::Different);
             assert!(ensure(&dual()).unwrap());
@@ -149,13 +214,13 @@ fn nft_reads_what_is_meant() {
     });
     for line in [
         "type nat hook postrouting priority srcnat; policy accept;",
-        "ip saddr 172.16.1.0/24 goto pods-",
-        "ip daddr 10.0.0.0/8 return",
-        "ip daddr 192.168.7.9 return",
-        "ip daddr 224.0.0.0/4 return",
-        "masquerade fully-random",
-        "ip6 saddr fd00:1::/64 goto pods-",
-        "ip6 daddr ff00::/8 return",
+        "ip saddr 172.16.1.0/24 jump keep-",
+        "ip daddr 10.0.0.0/8 accept",
+        "ip daddr 192.168.7.9 accept",
+        "ip daddr 224.0.0.0/4 accept",
+        "ip saddr 172.16.1.0/24 masquerade fully-random",
+        "ip6 saddr fd00:1::/64 jump keep-",
+        "ip6 daddr ff00::/8 accept",
     ] {
         assert!(text.contains(line), "{line} is missing in\n{text}");
     }

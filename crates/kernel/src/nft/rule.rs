@@ -35,6 +35,16 @@ impl Rule {
         self.verdict(wire::NFT_GOTO, Some(chain))
     }
 
+    /// Goes through the chain, and on behind this rule when nothing there ended it.
+    pub(crate) fn jump(self, chain: &str) -> Self {
+        self.verdict(wire::NFT_JUMP, Some(chain))
+    }
+
+    /// Ends the way through this hook's chain without a change.
+    pub(crate) fn accept(self) -> Self {
+        self.verdict(wire::NF_ACCEPT, None)
+    }
+
     pub(crate) fn return_(self) -> Self {
         self.verdict(wire::NFT_RETURN, None)
     }
