@@ -1,4 +1,6 @@
-//! What changes in the kernel's links, addresses and routes, as it happens (feature `monitor`).
+//! What changes in the kernel's links, addresses, routes and rules, as it happens (feature `monitor`).
+
+mod rules;
 
 use std::time::Duration;
 
@@ -11,6 +13,8 @@ use tokio::task::JoinHandle;
 use crate::link::Link;
 use crate::netlink::{Address, Family, Route, read_address, read_link, read_route};
 use crate::{Error, Result};
+
+pub use rules::{RuleChange, rule_changes};
 
 /// How long to wait before listening again after the socket broke.
 const PAUSE: Duration = Duration::from_millis(200);
@@ -42,6 +46,8 @@ pub enum Change {
         /// Whether it is no more.
         gone: bool,
     },
+    /// A neighbour went; told by [`changes_with_neighbours`] only. Those that come or age are not told.
+    NeighbourGone,
     /// Some changes were not told (the socket's buffer was full, or broke): read everything again.
     ///
     /// What happens after this is told again, so that nothing is lost when the reading begins now.
@@ -79,7 +85,20 @@ struct Listener {
 /// # Errors
 /// When the first subscription fails; a later failure is told as [`Change::Missed`] and tried again.
 pub fn changes(families: &[Family]) -> Result<impl Stream<Item = Change> + Send + use<>> {
-    let groups = groups_of(families);
+    listen(groups_of(families))
+}
+
+/// As [`changes`], and neighbours that went.
+///
+/// # Errors
+/// As [`changes`].
+pub fn changes_with_neighbours(families: &[Family]) -> Result<impl Stream<Item = Change> + Send + use<>> {
+    let mut groups = groups_of(families);
+    groups.push(MulticastGroup::Neigh);
+    listen(groups)
+}
+
+fn listen(groups: Vec<MulticastGroup>) -> Result<impl Stream<Item = Change> + Send + use<>> {
     let subscription = Some(subscribe(&groups)?);
     let listener = Listener { groups, subscription };
     Ok(unfold(listener, |mut listener| async move {
@@ -152,6 +171,7 @@ fn read_change(message: RouteNetlinkMessage) -> Option<Change> {
         }
         RouteNetlinkMessage::NewRoute(message) => Change::Route { route: read_route(&message)?, gone: false },
         RouteNetlinkMessage::DelRoute(message) => Change::Route { route: read_route(&message)?, gone: true },
+        RouteNetlinkMessage::DelNeighbour(_) => Change::NeighbourGone,
         _ => return None,
     })
 }
@@ -207,7 +227,7 @@ mod tests {
     }
 
     /// Runs a test on a runtime in a namespace of its own, which is removed even when the test panics.
-    fn in_namespace<F: Future<Output = ()>>(name: &str, test: impl FnOnce() -> F + Send) {
+    pub(super) fn in_namespace<F: Future<Output = ()>>(name: &str, test: impl FnOnce() -> F + Send) {
         assert!(crate::process::is_root(), "this test makes a network namespace and needs root");
         let path = PathBuf::from(format!("{NETNS_DIR}/nd-{}-{name}", std::process::id()));
         let namespace = Namespace::create(&path).unwrap();

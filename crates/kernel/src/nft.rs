@@ -13,8 +13,8 @@ mod rule;
 mod set;
 mod wire;
 
-pub(crate) use attributes::find_attribute;
-use attributes::{Attributes, number, text};
+use attributes::{Attributes, number};
+pub(crate) use attributes::{find_attribute, text};
 pub(crate) use rule::Rule;
 pub(crate) use set::{Element, SetSpec};
 
@@ -405,7 +405,7 @@ impl Conversation {
 }
 
 pub(crate) struct Header {
-    kind: u16,
+    pub(crate) kind: u16,
     flags: u16,
     sequence: u32,
 }

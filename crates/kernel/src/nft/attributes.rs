@@ -58,7 +58,7 @@ pub(super) fn number(content: &[u8]) -> u32 {
 }
 
 /// The text up to its final zero.
-pub(super) fn text(content: &[u8]) -> String {
+pub(crate) fn text(content: &[u8]) -> String {
     let end = content.iter().position(|byte| *byte == 0).unwrap_or(content.len());
     String::from_utf8_lossy(content.get(..end).unwrap_or_default()).into_owned()
 }
