@@ -9,6 +9,7 @@ mod batch;
 mod fdb;
 mod links;
 mod neighbours;
+mod ports;
 mod routes;
 mod socket;
 mod vxlan;
@@ -31,9 +32,10 @@ pub use fdb::FdbEntry;
 pub(crate) use links::read_link;
 pub use links::{BridgeSpec, VethSpec};
 pub use neighbours::{Neighbour, NeighbourState};
+pub use ports::{PortFlags, VlanTagging};
 #[cfg(feature = "monitor")]
 pub(crate) use routes::read_route;
-pub use routes::{ROUTE_PROTOCOL, Route, RouteFilter, RouteKind, Scope, TABLE_LOCAL, TABLE_MAIN};
+pub use routes::{POD_ROUTE_PROTOCOL, ROUTE_PROTOCOL, Route, RouteFilter, RouteKind, Scope, TABLE_LOCAL, TABLE_MAIN};
 pub use vxlan::{Vxlan, VxlanSpec, VxlanTunnel};
 
 use socket::Socket;

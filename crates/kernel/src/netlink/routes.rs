@@ -17,11 +17,15 @@ use crate::link::Ifindex;
 
 /// The number that marks netd's own routes, so that they are known again without a memory (`ip route show proto 141`).
 pub const ROUTE_PROTOCOL: u8 = 141;
+/// The number that marks the routes to pods of this node that hang on no bridge (`ip route show proto 142`).
+pub const POD_ROUTE_PROTOCOL: u8 = 142;
 /// The table that packets are routed by unless a rule says otherwise (linux/rtnetlink.h).
 pub const TABLE_MAIN: u32 = 254;
 /// The table of the machine's own addresses.
 pub const TABLE_LOCAL: u32 = 255;
 
+/// The metric of [`Route::no_pod`]: behind every route that an operator or another program makes.
+const NO_POD_METRIC: u32 = 0x7fff_ffff;
 /// The metric an IPv6 route gets that asks for none (`IP6_RT_PRIO_USER`); read as 0.
 const V6_DEFAULT_METRIC: u32 = 1024;
 
@@ -100,6 +104,23 @@ impl Route {
             table: TABLE_MAIN,
             metric: 0,
             kind: RouteKind::Unicast,
+        }
+    }
+
+    /// Returns the route to one of this node's pods, which is behind `link`.
+    pub fn to_pod(address: IpAddr, link: Ifindex) -> Self {
+        Self { protocol: POD_ROUTE_PROTOCOL, ..Self::to(IpNetwork::from(address)).dev(link) }
+    }
+
+    /// Returns the answer to packets for addresses of this node's range that no pod has: without it they would leave by
+    /// the default route and come back. Every other route to the same destination is better.
+    pub fn no_pod(range: IpNetwork) -> Self {
+        Self {
+            protocol: POD_ROUTE_PROTOCOL,
+            scope: Scope::Universe,
+            metric: NO_POD_METRIC,
+            kind: RouteKind::Unreachable,
+            ..Self::to(range)
         }
     }
 
