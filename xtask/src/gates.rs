@@ -23,7 +23,8 @@ pub(crate) fn all(report: &mut Report) {
 
 fn fmt() -> Result<()> {
     run(&mut cargo(&["fmt", "--all", "--check"]))?;
-    run(cargo(&["fmt", "--check"]).current_dir(root().join("ebpf/progs")))
+    run(cargo(&["fmt", "--check"]).current_dir(root().join("ebpf/progs")))?;
+    run(cargo(&["fmt", "--check"]).current_dir(root().join("fuzz")))
 }
 
 fn deny() -> Result<()> {

@@ -8,6 +8,7 @@ mod arch;
 mod bench;
 mod build_ebpf;
 mod cluster;
+mod fuzz;
 mod gates;
 mod setup;
 mod step;
@@ -55,6 +56,14 @@ enum Task {
     },
     /// Installs the packages and tools that the other tasks need, and says what they are.
     Setup,
+    /// Fuzzes what netd reads from others (fuzz/targets) with libFuzzer.
+    Fuzz {
+        /// One target; all of them when absent.
+        target: Option<String>,
+        /// How long each target runs.
+        #[arg(long, default_value_t = 60)]
+        seconds: u32,
+    },
     /// Measures netd beside what it replaces; see docs/benchmarks.md.
     Bench {
         #[command(subcommand)]
@@ -80,6 +89,7 @@ fn main() -> ExitCode {
         Task::Arch => arch::check(),
         Task::BuildEbpf { check } => build_ebpf::run(check),
         Task::Bench { subject: Subject::Cni { args } } => bench::cni(args),
+        Task::Fuzz { target, seconds } => fuzz::targets(target.as_deref(), seconds),
         Task::Setup => setup::packages().and_then(|()| setup::tools()),
     };
     match result {
@@ -127,6 +137,7 @@ fn test(no_cluster: bool) -> Result<()> {
             "--no-fail-fast",
         ]))
     });
+    report.step("fuzz targets, 10 s each", || fuzz::targets(None, 10));
     for dataplane in ["iptables", "ebpf"] {
         report.step(&format!("demo with {dataplane}"), || {
             run(step::command(step::programs().join("netd")).args([
