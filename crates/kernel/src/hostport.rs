@@ -129,12 +129,8 @@ pub fn add(owner: &str, ports: &[HostPort]) -> Result<Result<(), Conflict>> {
         if let Some(conflict) = conflict(&mut conversation, owner, ports)? {
             return Ok(Err(conflict));
         }
-        let mut batch = Batch::new();
-        for port in ports {
-            batch.add_element(port.family(), TABLE, port.map(), &port.element(owner));
-            batch.add_element(port.family(), TABLE, PODS, &pair(port, owner));
-        }
-        match conversation.commit(batch, "add host ports") {
+        let new: Vec<Lost<'_>> = ports.iter().map(|port| Lost { owner, port: *port, mapped: false }).collect();
+        match conversation.commit(additions(&new), "add host ports") {
             Ok(()) => break,
             // Somebody was quicker; who it was is seen in the next round.
             Err(error) if error.is_exists() => {}
@@ -163,6 +159,87 @@ pub fn remove(owner: &str) -> Result<Vec<HostPort>> {
 /// [`Error::Netlink`] when the kernel refuses.
 pub fn list() -> Result<Vec<(String, HostPort)>> {
     list_in(&mut Conversation::open()?)
+}
+
+/// Says which of these ports, with their owners, do not lead to their pod; all of them where there is no table.
+///
+/// # Errors
+/// [`Error::Netlink`] when the kernel refuses.
+pub fn missing(wanted: &[(String, HostPort)]) -> Result<Vec<(String, HostPort)>> {
+    if wanted.is_empty() {
+        return Ok(Vec::new());
+    }
+    let lost = lost_in(&mut Conversation::open()?, wanted)?;
+    Ok(lost.into_iter().map(|lost| (lost.owner.to_owned(), lost.port)).collect())
+}
+
+/// A port of which an element is missing.
+struct Lost<'a> {
+    owner: &'a str,
+    port: HostPort,
+    /// Whether that of the map is there.
+    mapped: bool,
+}
+
+fn lost_in<'a>(conversation: &mut Conversation, wanted: &'a [(String, HostPort)]) -> Result<Vec<Lost<'a>>> {
+    let there = list_in(conversation)?;
+    let mut pairs = Vec::new();
+    for family in families(conversation)? {
+        pairs.extend(conversation.elements(family, TABLE, PODS)?.into_iter().map(|element| element.key));
+    }
+    let mut lost = Vec::new();
+    for one @ (owner, port) in wanted {
+        let mapped = there.contains(one);
+        if !mapped || !pairs.contains(&pair(port, "").key) {
+            lost.push(Lost { owner, port: *port, mapped });
+        }
+    }
+    Ok(lost)
+}
+
+/// Puts back those of these ports that do not lead to their pod, with tables and rules where those are gone as well, and
+/// returns them. A port that another owner has by now stays his.
+///
+/// # Errors
+/// [`Error::Netlink`] when the kernel refuses.
+pub fn restore(wanted: &[(String, HostPort)]) -> Result<Vec<(String, HostPort)>> {
+    if wanted.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mut conversation = Conversation::open()?;
+    let ports: Vec<HostPort> = wanted.iter().map(|(_, port)| *port).collect();
+    ensure_in(&mut conversation, &ports)?;
+    let lost = lost_in(&mut conversation, wanted)?;
+    if lost.is_empty() {
+        return Ok(Vec::new());
+    }
+    let told = |lost: &Lost<'_>| (lost.owner.to_owned(), lost.port);
+    // All at once; where one is another's by now, one by one.
+    match conversation.commit(additions(&lost), "put host ports back") {
+        Ok(()) => return Ok(lost.iter().map(told).collect()),
+        Err(error) if error.is_exists() => {}
+        Err(error) => return Err(error),
+    }
+    let mut restored = Vec::new();
+    for one in &lost {
+        match conversation.commit(additions(std::slice::from_ref(one)), "put a host port back") {
+            Ok(()) => restored.push(told(one)),
+            Err(error) if error.is_exists() => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(restored)
+}
+
+fn additions(ports: &[Lost<'_>]) -> Batch {
+    let mut batch = Batch::new();
+    for Lost { owner, port, mapped } in ports {
+        if !mapped {
+            batch.add_element(port.family(), TABLE, port.map(), &port.element(owner));
+        }
+        batch.add_element(port.family(), TABLE, PODS, &pair(port, owner));
+    }
+    batch
 }
 
 /// Repairs the rules of the tables that there are, and says whether something was wrong. Ports of a table that somebody

@@ -11,7 +11,7 @@ use nix::fcntl::{Flock, FlockArg};
 use crate::clock::Deadline;
 use crate::{Error, Result};
 
-/// An exclusive lock on a file, held until dropped; the kernel drops it when the process ends, however it ends.
+/// A lock on a file, held until dropped; the kernel drops it when the process ends, however it ends.
 ///
 /// The file stays: removing a lock file would let two processes lock two files of one name.
 #[derive(Debug)]
@@ -27,6 +27,18 @@ impl FileLock {
     /// # Errors
     /// [`Error::Timeout`] names the holder's process where `/proc/locks` tells it.
     pub fn exclusive(path: &Path, timeout: Duration) -> Result<Self> {
+        Self::take(path, timeout, FlockArg::LockExclusiveNonblock)
+    }
+
+    /// As [`FileLock::exclusive`], but holders of this kind do not exclude each other.
+    ///
+    /// # Errors
+    /// As [`FileLock::exclusive`].
+    pub fn shared(path: &Path, timeout: Duration) -> Result<Self> {
+        Self::take(path, timeout, FlockArg::LockSharedNonblock)
+    }
+
+    fn take(path: &Path, timeout: Duration, kind: FlockArg) -> Result<Self> {
         let action = || format!("lock {}", path.display());
         let mut file = OpenOptions::new()
             .read(true)
@@ -39,7 +51,7 @@ impl FileLock {
             .map_err(|e| Error::io(action(), e))?;
         let deadline = Deadline::after(timeout);
         loop {
-            match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            match Flock::lock(file, kind) {
                 Ok(held) => return Ok(Self { _held: held }),
                 Err((back, Errno::EWOULDBLOCK | Errno::EINTR)) if !deadline.passed() => file = back,
                 Err((back, Errno::EWOULDBLOCK)) => {
@@ -76,6 +88,17 @@ fn holder_in(locks: &str, inode: u64) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn shared_holders_exclude_an_exclusive_one_only() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("lock");
+        let shared = [(), ()].map(|()| FileLock::shared(&path, Duration::ZERO).unwrap());
+        assert!(FileLock::exclusive(&path, Duration::ZERO).unwrap_err().is_timeout());
+        drop(shared);
+        let _exclusive = FileLock::exclusive(&path, Duration::ZERO).unwrap();
+        assert!(FileLock::shared(&path, Duration::ZERO).unwrap_err().is_timeout());
+    }
 
     #[test]
     fn a_second_lock_waits_and_names_the_holder() {

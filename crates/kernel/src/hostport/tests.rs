@@ -141,3 +141,39 @@ fn nft_reads_what_is_meant() {
         assert!(text.contains(part), "{part} is missing in\n{text}");
     }
 }
+
+#[test]
+fn ports_come_back_after_a_loss_of_elements_rules_or_tables_and_anothers_stays_his() {
+    scratch(|| {
+        let all = [
+            ("a".to_owned(), port(None, 80, "172.16.1.2:8080")),
+            ("a".to_owned(), port(Some("127.0.0.1"), 81, "172.16.1.2:8081")),
+            ("b".to_owned(), port(None, 80, "[fd00::2]:8080")),
+        ];
+        assert_eq!(missing(&all).unwrap(), all, "there is no table");
+        assert_eq!(restore(&all).unwrap(), all);
+        assert_eq!((missing(&all).unwrap(), restore(&all).unwrap()), (vec![], vec![]));
+        assert!(is_intact().unwrap());
+
+        // An element, and one of the pairs.
+        remove("b").unwrap();
+        let mut batch = Batch::new();
+        batch.delete_element(Family::V4, TABLE, PODS, &pair(&all[0].1, "").key);
+        Conversation::open().unwrap().commit(batch, "lose").unwrap();
+        assert_eq!(missing(&all).unwrap(), all);
+        assert_eq!(restore(&all).unwrap().len(), 3);
+        // The rules; then everything.
+        let mut batch = Batch::new();
+        batch.flush_table(Family::V4, TABLE);
+        Conversation::open().unwrap().commit(batch, "flush").unwrap();
+        assert_eq!(restore(&all).unwrap(), []);
+        assert!(is_intact().unwrap());
+        clear().unwrap();
+        assert_eq!(restore(&all).unwrap(), all);
+
+        remove("a").unwrap();
+        add("c", &[port(None, 80, "172.16.1.9:1")]).unwrap().unwrap();
+        assert_eq!(restore(&all).unwrap(), all[1..2]);
+        assert_eq!(list().unwrap().len(), 3);
+    });
+}
