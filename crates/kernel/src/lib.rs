@@ -11,6 +11,7 @@
 //! | [`heap`] | memory for programs that live for a millisecond |
 //! | [`netns`] | network namespaces |
 //! | [`link`], [`netlink`] | links, addresses, routes, neighbours over rtnetlink |
+//! | [`classic`] | programs for the kernel's packet filter |
 //! | [`conntrack`] | the connection tracking table |
 //! | [`sysctl`] | `/proc/sys` |
 //! | [`masquerade`] | the nftables rules that give packets of pods the node's address |
@@ -22,6 +23,7 @@
 //! | `monitor` | what changed in the kernel (feature `monitor`) |
 
 pub mod cgroup;
+pub mod classic;
 pub mod clock;
 pub mod conntrack;
 mod error;

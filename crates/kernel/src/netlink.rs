@@ -12,6 +12,7 @@ mod neighbours;
 mod ports;
 mod routes;
 mod socket;
+mod traffic;
 mod vxlan;
 
 use std::net::IpAddr;
@@ -36,6 +37,7 @@ pub use ports::{PortFlags, VlanTagging};
 #[cfg(feature = "monitor")]
 pub(crate) use routes::read_route;
 pub use routes::{POD_ROUTE_PROTOCOL, ROUTE_PROTOCOL, Route, RouteFilter, RouteKind, Scope, TABLE_LOCAL, TABLE_MAIN};
+pub use traffic::{Bucket, IngressFilter, TokenBucket, Verdict};
 pub use vxlan::{Vxlan, VxlanSpec, VxlanTunnel};
 
 use socket::Socket;

@@ -9,13 +9,13 @@ use crate::clock::eventually;
 use crate::{Error, process};
 
 /// A namespace of this test alone, removed when dropped.
-struct TestNs {
+pub(super) struct TestNs {
     namespace: Namespace,
     path: PathBuf,
 }
 
 impl TestNs {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         assert!(process::is_root(), "this test makes network namespaces and needs root");
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
@@ -23,7 +23,7 @@ impl TestNs {
         Self { namespace: Namespace::create(&path).unwrap(), path }
     }
 
-    fn netlink(&self) -> Netlink {
+    pub(super) fn netlink(&self) -> Netlink {
         Netlink::open_in(&self.namespace).unwrap()
     }
 }
