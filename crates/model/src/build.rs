@@ -424,6 +424,7 @@ impl SnapshotBuilder {
             addresses,
             pod_cidrs: Vec::new(),
             zone: None,
+            leaving: false,
         };
         self.0.nodes.insert(Arc::clone(&node.name), Arc::new(node));
         self

@@ -204,6 +204,11 @@ fn is_available(endpoint: &Endpoint, topology: Topology, selector: &Selector<'_>
     }
 }
 
+/// Says whether an address may be an endpoint of a slice of this family; see [`refused`].
+pub(crate) fn is_usable(family: Family, address: IpAddr) -> bool {
+    unusable(family, address).is_none()
+}
+
 /// Says why an address must not be an endpoint, if it must not.
 fn unusable(family: Family, address: IpAddr) -> Option<&'static str> {
     if Family::of(address) != family {

@@ -3,6 +3,7 @@
 //! - [`object`]: names, protocols and the slim Kubernetes objects the planner reads
 //! - [`snapshot`]: all objects at one generation
 //! - [`endpoints`]: which endpoints a Service uses on this node (kube-proxy's `CategorizeEndpoints`)
+//! - [`health`]: what load balancers are told of the endpoints on this node
 //! - [`build`]: short ways to write all of these in tests and scenarios
 //! - [`mod@plan`]: frontends, pools and verdicts that a dataplane renders
 //! - [`oracle`]: what a flow must experience under a plan; the tests compare the kernel with it
@@ -11,11 +12,13 @@
 
 pub mod build;
 pub mod endpoints;
+pub mod health;
 pub mod object;
 pub mod oracle;
 pub mod plan;
 pub mod snapshot;
 
+pub use health::{HealthCheck, health_checks};
 pub use object::{
     Endpoint, EndpointPort, EndpointSlice, Family, LoadBalancerIngress, Node, ObjectName, Protocol, Service,
     ServicePort, ServiceType, TrafficPolicy,

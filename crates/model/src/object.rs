@@ -198,6 +198,16 @@ pub struct Service {
     pub proxied: bool,
 }
 
+impl Service {
+    /// True when dataplanes program it: it has cluster addresses and is this proxy's.
+    pub fn is_programmed(&self) -> bool {
+        self.proxied
+            && !self.headless
+            && self.service_type != ServiceType::ExternalName
+            && !self.cluster_ips.is_empty()
+    }
+}
+
 /// One endpoint of a slice: the first address of `endpoints[].addresses`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Endpoint {
@@ -264,4 +274,8 @@ pub struct Node {
     pub pod_cidrs: Vec<IpNetwork>,
     /// Label `topology.kubernetes.io/zone`.
     pub zone: Option<Arc<str>>,
+    /// True when the node is being deleted or the cluster autoscaler is about to (taint
+    /// `ToBeDeletedByClusterAutoscaler`): load balancers should send it nothing new (KEP-3836).
+    #[serde(default)]
+    pub leaving: bool,
 }

@@ -34,6 +34,7 @@ pub(crate) struct Meta {
     pub(crate) uid: Option<String>,
     pub(crate) resource_version: Option<String>,
     pub(crate) creation_timestamp: Option<String>,
+    pub(crate) deletion_timestamp: Option<String>,
     #[serde(deserialize_with = "null_as_default")]
     pub(crate) labels: BTreeMap<String, String>,
 }

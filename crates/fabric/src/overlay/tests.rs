@@ -11,6 +11,7 @@ fn node(name: &str, addresses: &[&str], prefixes: &[&str]) -> (Arc<str>, Arc<Nod
         internal_addresses: internal,
         pod_cidrs: prefixes.iter().map(|prefix| prefix.parse().unwrap()).collect(),
         zone: None,
+        leaving: false,
     };
     (name.into(), Arc::new(node))
 }

@@ -49,6 +49,7 @@ fn node(number: u8) -> Arc<Node> {
             format!("fd00:10:0:{number}::/64").parse().unwrap(),
         ],
         zone: None,
+        leaving: false,
     })
 }
 

@@ -8,6 +8,7 @@ fn node(name: &str, addresses: &[&str], prefixes: &[&str]) -> Arc<Node> {
         internal_addresses: internal,
         pod_cidrs: prefixes.iter().map(|prefix| prefix.parse().unwrap()).collect(),
         zone: None,
+        leaving: false,
     })
 }
 

@@ -158,6 +158,7 @@ fn node(number: u8) -> Node {
             format!("fd00:10:0:{number}::/64").parse().unwrap(),
         ],
         zone: None,
+        leaving: false,
     }
 }
 

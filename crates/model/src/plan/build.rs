@@ -10,7 +10,7 @@ use std::sync::Arc;
 use ipnetwork::IpNetwork;
 
 use crate::endpoints::{self, Policies, Selector};
-use crate::object::{Family, ObjectName, Service, ServicePort, ServiceType};
+use crate::object::{Family, ObjectName, Service, ServicePort};
 use crate::plan::{
     Dirty, FamilyPlan, Frontend, FrontendAddress, FrontendKey, FrontendKind, LocalPods, NodePortAddresses,
     NodeView, Notice, Pool, PoolEndpoint, PoolId, PoolScope, Scope, ServicePlan, ServicePortName, Verdict,
@@ -73,14 +73,8 @@ fn losers(plan: &ServicePlan) -> impl Iterator<Item = &ObjectName> {
 
 /// Services that dataplanes program: the oldest first, those of unknown age last, ties by name.
 fn services_by_age(snapshot: &Snapshot) -> Vec<&Service> {
-    let is_programmed = |service: &&Service| {
-        service.proxied
-            && !service.headless
-            && service.service_type != ServiceType::ExternalName
-            && !service.cluster_ips.is_empty()
-    };
     let mut services: Vec<&Service> =
-        snapshot.services.values().map(Arc::as_ref).filter(is_programmed).collect();
+        snapshot.services.values().map(Arc::as_ref).filter(|service| service.is_programmed()).collect();
     services.sort_by_key(|service| (service.created.is_none(), service.created, &service.name));
     services
 }

@@ -14,6 +14,9 @@ use crate::wire::{Body, Meta};
 /// The zone's label, and its name before 1.17.
 const LABELS_ZONE: [&str; 2] = ["topology.kubernetes.io/zone", "failure-domain.beta.kubernetes.io/zone"];
 
+/// Set by the cluster autoscaler before it deletes a node (`utils/taints`).
+const TAINT_TO_BE_DELETED: &str = "ToBeDeletedByClusterAutoscaler";
+
 /// Decodes a Node.
 pub(crate) fn node(wire: &wire::Node, strings: &mut Interner) -> Decoded<Node> {
     let key = key_of(&wire.metadata);
@@ -37,9 +40,16 @@ pub(crate) fn node(wire: &wire::Node, strings: &mut Interner) -> Decoded<Node> {
                 .find_map(|label| wire.metadata.label(label))
                 .filter(|zone| !zone.is_empty())
                 .map(|zone| strings.intern(zone)),
+            leaving: is_leaving(wire),
         }
     });
     Decoded { key, object, problems: report.finish() }
+}
+
+/// Being deleted, or about to be by the cluster autoscaler.
+fn is_leaving(wire: &wire::Node) -> bool {
+    wire.metadata.deletion_timestamp.is_some()
+        || wire.spec.taints.iter().any(|taint| taint.key == TAINT_TO_BE_DELETED)
 }
 
 /// Decodes a Namespace: its name.

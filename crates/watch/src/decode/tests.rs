@@ -359,3 +359,16 @@ fn addresses_parse_as_kubernetes_parses_them() {
         assert!(parse_prefix("f", bad).is_err(), "{bad:?}");
     }
 }
+
+#[test]
+fn a_node_that_is_deleted_or_about_to_be_is_leaving() {
+    let leaving = |value: Value| node_of(value).object.unwrap().leaving;
+    let tainted = |key: &str| json!({"metadata": {"name": "w1"}, "spec": {"taints": [{"key": key, "effect": "NoSchedule"}]}});
+    assert!(!leaving(json!({"metadata": {"name": "w1"}})));
+    assert!(!leaving(
+        json!({"metadata": {"name": "w1", "deletionTimestamp": null}, "spec": {"taints": null}})
+    ));
+    assert!(leaving(json!({"metadata": {"name": "w1", "deletionTimestamp": "2026-01-01T00:00:00Z"}})));
+    assert!(leaving(tainted("ToBeDeletedByClusterAutoscaler")));
+    assert!(!leaving(tainted("DeletionCandidateOfClusterAutoscaler")));
+}

@@ -23,6 +23,16 @@ pub(crate) struct NodeSpec {
     pub(crate) pod_cidr: Option<String>,
     #[serde(rename = "podCIDRs", deserialize_with = "null_as_default")]
     pub(crate) pod_cidrs: Vec<String>,
+    #[serde(deserialize_with = "null_as_default")]
+    pub(crate) taints: Vec<Taint>,
+}
+
+/// `spec.taints[]`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct Taint {
+    #[serde(deserialize_with = "null_as_default")]
+    pub(crate) key: String,
 }
 
 /// `status`.
