@@ -22,6 +22,7 @@ mod lease;
 mod ledger;
 mod range;
 mod record;
+mod underway;
 
 pub use alias::Alias;
 pub use book::Occupancy;
@@ -29,6 +30,7 @@ pub use error::Error;
 pub use lease::{Lease, Leases, Owner, Pod};
 pub use ledger::{Contents, EXTENSION, Ledger, Moment, Opened, Options};
 pub use range::{Pool, Range};
+pub use underway::UnderWay;
 
 /// Where ledgers live unless a configuration says otherwise.
 pub const DEFAULT_DIRECTORY: &str = "/var/lib/netd/ipam";
