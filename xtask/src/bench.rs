@@ -38,6 +38,27 @@ pub(crate) fn cni(args: Vec<OsString>) -> Result<()> {
         .args(args))
 }
 
+/// Measures netd beside kube-proxy with thousands of Services; `args` go on to bench-services.
+pub(crate) fn services(args: Vec<OsString>) -> Result<()> {
+    setup::require_root("the benchmark makes network namespaces")?;
+    setup::packages()?;
+    setup::cluster_packages()?;
+    run(&mut cargo(&[
+        "build",
+        "--locked",
+        "--release",
+        "--package",
+        "netd",
+        "--package",
+        "netd-cni",
+        "--package",
+        "netd-cluster-tests",
+        "--bins",
+    ]))?;
+    let built = step::target().join("release");
+    run(command(built.join("bench-services")).args(args).env("NETD_BIN_DIR", &built))
+}
+
 fn missing() -> Vec<&'static str> {
     let mut packages = Vec::new();
     let directory = Path::new(REFERENCE);

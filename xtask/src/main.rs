@@ -79,6 +79,12 @@ enum Subject {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<OsString>,
     },
+    /// netd beside kube-proxy with thousands of Services, against a real API server (needs Go).
+    Services {
+        /// `--quick`; `--sizes 1000,5000`; `--endpoints 10`; `--samples 20`; `--contenders netd-nft,kube-proxy-nft`; `--json`.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<OsString>,
+    },
 }
 
 fn main() -> ExitCode {
@@ -89,6 +95,7 @@ fn main() -> ExitCode {
         Task::Arch => arch::check(),
         Task::BuildEbpf { check } => build_ebpf::run(check),
         Task::Bench { subject: Subject::Cni { args } } => bench::cni(args),
+        Task::Bench { subject: Subject::Services { args } } => bench::services(args),
         Task::Fuzz { target, seconds } => fuzz::targets(target.as_deref(), seconds),
         Task::Setup => setup::packages().and_then(|()| setup::tools()),
     };

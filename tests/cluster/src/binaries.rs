@@ -13,8 +13,8 @@ use crate::tool::output;
 /// The Kubernetes release the tests run on.
 pub const KUBERNETES_VERSION: &str = "v1.36.3";
 
-const COMMANDS: [&str; 5] =
-    ["kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kubectl"];
+const COMMANDS: [&str; 6] =
+    ["kube-apiserver", "kube-controller-manager", "kube-proxy", "kube-scheduler", "kubelet", "kubectl"];
 
 /// Paths of all programs.
 #[derive(Debug, Clone)]

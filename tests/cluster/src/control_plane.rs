@@ -47,6 +47,21 @@ impl ControlPlane {
     /// # Errors
     /// When one of them does not come up.
     pub fn start(machine: &Machine, binaries: &Binaries) -> Result<ControlPlane> {
+        let plane = ControlPlane::start_storage(machine, binaries)?;
+        let words = plane.controller_manager_command(binaries);
+        machine.spawn("kube-controller-manager", &words.iter().map(String::as_str).collect::<Vec<_>>())?;
+        let kubeconfig = format!("--kubeconfig={}", plane.kubeconfig("system:kube-scheduler").display());
+        let scheduler = binaries.kubernetes("kube-scheduler");
+        machine.spawn("kube-scheduler", &[&scheduler, &kubeconfig, "--leader-elect=false"])?;
+        plane.wait_ready(machine, binaries)?;
+        Ok(plane)
+    }
+
+    /// Starts etcd and the API server alone: objects are kept and watched, and nothing acts on them.
+    ///
+    /// # Errors
+    /// When one of them cannot be started.
+    pub fn start_storage(machine: &Machine, binaries: &Binaries) -> Result<ControlPlane> {
         let dir = machine.dir().join("control-plane");
         std::fs::create_dir_all(&dir)?;
         write_credentials(&dir, machine, binaries)?;
@@ -61,12 +76,6 @@ impl ControlPlane {
         let data = plane.file("etcd");
         machine.spawn("etcd", &["etcd", "--data-dir", &data, "--logger", "zap"])?;
         plane.start_apiserver(machine)?;
-        let words = plane.controller_manager_command(binaries);
-        machine.spawn("kube-controller-manager", &words.iter().map(String::as_str).collect::<Vec<_>>())?;
-        let kubeconfig = format!("--kubeconfig={}", plane.kubeconfig("system:kube-scheduler").display());
-        let scheduler = binaries.kubernetes("kube-scheduler");
-        machine.spawn("kube-scheduler", &[&scheduler, &kubeconfig, "--leader-elect=false"])?;
-        plane.wait_ready(machine, binaries)?;
         Ok(plane)
     }
 
@@ -105,7 +114,18 @@ impl ControlPlane {
     /// # Errors
     /// When one does not end.
     pub fn stop(&self, machine: &Machine) -> Result<()> {
-        for daemon in ["kube-scheduler", "kube-controller-manager", "kube-apiserver", "etcd"] {
+        for daemon in ["kube-scheduler", "kube-controller-manager"] {
+            machine.end(daemon, Signal::SIGKILL, Duration::from_secs(20))?;
+        }
+        ControlPlane::stop_storage(machine)
+    }
+
+    /// Ends what [`ControlPlane::start_storage`] started.
+    ///
+    /// # Errors
+    /// When one does not end.
+    pub fn stop_storage(machine: &Machine) -> Result<()> {
+        for daemon in ["kube-apiserver", "etcd"] {
             machine.end(daemon, Signal::SIGKILL, Duration::from_secs(20))?;
         }
         Ok(())

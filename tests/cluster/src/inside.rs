@@ -97,7 +97,10 @@ fn perform(request: &Value, children: &Children) -> Result<Value> {
             let deadline = Duration::from_millis(request["deadline_ms"].as_u64().context("deadline_ms")?);
             children.end(word("name")?, signal, deadline)
         }
-        "run" => children.run(&argv(request)?, request["stdin"].as_str().unwrap_or_default()),
+        "run" => {
+            let deadline = Duration::from_millis(request["deadline_ms"].as_u64().context("deadline_ms")?);
+            children.run(&argv(request)?, request["stdin"].as_str().unwrap_or_default(), deadline)
+        }
         other => bail!("unknown request {other}"),
     }
 }
@@ -197,7 +200,7 @@ impl Children {
         Ok(json!({"code": code}))
     }
 
-    fn run(&self, argv: &[String], stdin: &str) -> Result<Value> {
+    fn run(&self, argv: &[String], stdin: &str, deadline: Duration) -> Result<Value> {
         let (program, arguments) = argv.split_first().context("argv is empty")?;
         let mut command = Command::new(program);
         command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -214,7 +217,7 @@ impl Children {
         let errors = child.stderr.take().context("stderr")?;
         let errors = thread::spawn(move || drain(errors));
         let output = drain(child.stdout.take().context("stdout")?);
-        let code = self.wait(i32::try_from(child.id())?, Duration::from_secs(120))?;
+        let code = self.wait(i32::try_from(child.id())?, deadline)?;
         let errors = errors.join().unwrap_or_default();
         Ok(json!({"code": code, "stdout": output, "stderr": errors}))
     }

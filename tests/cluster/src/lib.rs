@@ -7,6 +7,7 @@
 //! - [`machine`]: one machine as a set of namespaces; [`inside`] is its first process.
 //! - [`control_plane`], [`worker`], [`netd`]: what runs on the machines.
 //! - [`kubectl`], [`probe`]: how a test speaks to the cluster, and to programs in pods.
+//! - [`course`]: netd beside kube-proxy with thousands of Services, for `cargo xtask bench services`.
 //! - [`cluster`]: all of it together; [`scenario`]: the tests.
 
 #![expect(
@@ -17,6 +18,7 @@
 pub mod binaries;
 pub mod cluster;
 pub mod control_plane;
+pub mod course;
 pub mod inside;
 pub mod kubectl;
 pub mod lan;

@@ -44,6 +44,19 @@ pub struct Finished {
     pub stderr: String,
 }
 
+impl Finished {
+    /// The standard output of a program that exited with 0.
+    ///
+    /// # Errors
+    /// When it did not; standard error is quoted.
+    pub fn success(self, machine: &str, argv: &[&str]) -> Result<String> {
+        if self.code != 0 {
+            bail!("{machine}: {argv:?}: exit {}: {}", self.code, self.stderr.trim());
+        }
+        Ok(self.stdout)
+    }
+}
+
 impl Machine {
     /// Makes the namespaces and cgroups of a machine and its first process.
     ///
@@ -176,7 +189,17 @@ impl Machine {
     /// # Errors
     /// When it cannot be started. A non-zero exit is not an error; see [`Machine::check`].
     pub fn run(&self, argv: &[&str], stdin: &str) -> Result<Finished> {
-        let reply = self.ask(&json!({"op": "run", "argv": argv, "stdin": stdin}))?;
+        self.run_within(argv, stdin, Duration::from_secs(120))
+    }
+
+    /// Runs a program that may take long to its end.
+    ///
+    /// # Errors
+    /// When it cannot be started, or still runs after `deadline`.
+    pub fn run_within(&self, argv: &[&str], stdin: &str, deadline: Duration) -> Result<Finished> {
+        let deadline_ms = u64::try_from(deadline.as_millis())?;
+        let reply =
+            self.ask(&json!({"op": "run", "argv": argv, "stdin": stdin, "deadline_ms": deadline_ms}))?;
         let text = |field: &str| reply[field].as_str().unwrap_or_default().to_owned();
         Ok(Finished {
             code: reply["code"].as_i64().context("reply has a code")?,
@@ -190,11 +213,7 @@ impl Machine {
     /// # Errors
     /// When it exits with anything but 0; standard error is quoted.
     pub fn check(&self, argv: &[&str], stdin: &str) -> Result<String> {
-        let done = self.run(argv, stdin)?;
-        if done.code != 0 {
-            bail!("{}: {argv:?}: exit {}: {}", self.name, done.code, done.stderr.trim());
-        }
-        Ok(done.stdout)
+        self.run(argv, stdin)?.success(&self.name, argv)
     }
 
     /// Ends the machine with all its processes, at once, as a power failure does.
