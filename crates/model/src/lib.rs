@@ -6,6 +6,7 @@
 //! - [`health`]: what load balancers are told of the endpoints on this node
 //! - [`build`]: short ways to write all of these in tests and scenarios
 //! - [`mod@plan`]: frontends, pools and verdicts that a dataplane renders
+//! - [`ordered`], [`shared`]: collections whose clones share what they have in common
 //! - [`oracle`]: what a flow must experience under a plan; the tests compare the kernel with it
 
 #![forbid(unsafe_code)]
@@ -15,7 +16,9 @@ pub mod endpoints;
 pub mod health;
 pub mod object;
 pub mod oracle;
+pub mod ordered;
 pub mod plan;
+pub mod shared;
 pub mod snapshot;
 
 pub use health::{HealthCheck, health_checks};
@@ -24,9 +27,11 @@ pub use object::{
     ServicePort, ServiceType, TrafficPolicy,
 };
 pub use oracle::{Expected, Flow, Origin, verdict};
+pub use ordered::OrderedMap;
 pub use plan::{
     Affinity, Dirty, FamilyPlan, Frontend, FrontendAddress, FrontendKey, FrontendKind, LocalPods, Masquerade,
     NodePortAddresses, NodeView, Notice, Pool, PoolEndpoint, PoolId, PoolScope, Scope, ServicePlan,
     ServicePortName, Verdict, VerdictBySource, plan,
 };
+pub use shared::Shared;
 pub use snapshot::{Problem, Snapshot};
