@@ -14,6 +14,7 @@ mod routes;
 mod socket;
 mod traffic;
 mod vxlan;
+mod wire;
 
 use std::net::IpAddr;
 
@@ -83,6 +84,11 @@ impl Netlink {
     /// Opens a conversation in another network namespace; it may be used from any thread.
     pub fn open_in(namespace: &Namespace) -> Result<Self> {
         namespace.run(Self::open)?
+    }
+
+    /// As [`Self::open_in`] by a visit of the calling thread: see [`Namespace::visit`].
+    pub fn open_by_visit(namespace: &Namespace, home: &Namespace) -> Result<Self> {
+        namespace.visit(home, Self::open)?
     }
 
     /// Sends all changes of a batch, in order, and waits until the kernel has answered each.

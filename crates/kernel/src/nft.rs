@@ -14,7 +14,7 @@ mod set;
 mod wire;
 
 use attributes::{Attributes, number};
-pub(crate) use attributes::{find_attribute, text};
+pub(crate) use attributes::{each as each_attribute, find_attribute, text};
 pub(crate) use rule::Rule;
 pub(crate) use set::{Element, SetSpec};
 
@@ -255,8 +255,8 @@ pub(crate) struct Conversation {
 impl Conversation {
     pub(crate) fn open() -> Result<Self> {
         let failed = |cause| Error::io("open a netfilter netlink socket", cause);
-        let mut socket = Socket::new(NETLINK_NETFILTER).map_err(failed)?;
-        socket.bind_auto().map_err(failed)?;
+        let socket = Socket::new(NETLINK_NETFILTER).map_err(failed)?;
+        // Gives it an address as well (`net/netlink/af_netlink.c:netlink_connect`).
         socket.connect(&SocketAddr::new(0, 0)).map_err(failed)?;
         Ok(Self { socket, sequence: 0, first: 0 })
     }

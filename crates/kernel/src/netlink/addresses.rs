@@ -4,11 +4,10 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use ipnetwork::IpNetwork;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
-use netlink_packet_route::RouteNetlinkMessage;
-use netlink_packet_route::address::{
-    AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressScope,
-};
+#[cfg(feature = "monitor")]
+use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope};
 
+use super::wire::{Message, ToldAddress, ip, number};
 use super::{Batch, Family, Netlink};
 use crate::Result;
 use crate::link::Ifindex;
@@ -33,10 +32,9 @@ pub struct Address {
 impl Netlink {
     /// Lists the addresses of one link or of all.
     pub fn addresses(&mut self, link: Option<Ifindex>) -> Result<Vec<Address>> {
-        let mut message = AddressMessage::default();
-        message.header.index = link.map_or(0, |link| link.0);
-        let found =
-            self.socket.dump("list addresses", &RouteNetlinkMessage::GetAddress(message), read_answer)?;
+        let any = libc::AF_UNSPEC as u8;
+        let message = Message::new(libc::RTM_GETADDR, &header(any, 0, 0, 0, link.unwrap_or(Ifindex(0))));
+        let found = self.socket.dump_raw("list addresses", &message, told)?;
         // A kernel without strict checking does not filter.
         Ok(found.into_iter().filter(|address| link.is_none_or(|wanted| wanted == address.link)).collect())
     }
@@ -48,48 +46,46 @@ impl Batch {
     /// With `nodad` an IPv6 address can be used at once, without waiting a second or two for duplicate detection.
     /// IPv4 addresses get the network's broadcast address (not for /31 and /32).
     pub fn add_address(&mut self, link: Ifindex, prefix: IpNetwork, nodad: bool) -> &mut Self {
-        let mut message = message_for(link, prefix);
+        let nodad = nodad && prefix.is_ipv6();
+        let mut message = message_for(libc::RTM_NEWADDR, link, prefix, if nodad { libc::IFA_F_NODAD as u8 } else { 0 });
         if let Some(broadcast) = broadcast_of(prefix) {
-            message.attributes.push(AddressAttribute::Broadcast(broadcast));
+            message.bytes(libc::IFA_BROADCAST, &broadcast.octets());
         }
-        if nodad && prefix.is_ipv6() {
-            message.header.flags = AddressHeaderFlags::Nodad;
-            message.attributes.push(AddressAttribute::Flags(AddressFlags::Nodad));
-        }
-        let action = format!("add address {prefix} to link {link}");
-        self.push(RouteNetlinkMessage::NewAddress(message), NLM_F_CREATE | NLM_F_EXCL, action)
+        self.push(message, NLM_F_CREATE | NLM_F_EXCL, format!("add address {prefix} to link {link}"))
     }
 
     /// Takes an address from a link.
     pub fn delete_address(&mut self, link: Ifindex, prefix: IpNetwork) -> &mut Self {
-        let message = message_for(link, prefix);
-        self.push(
-            RouteNetlinkMessage::DelAddress(message),
-            0,
-            format!("delete address {prefix} of link {link}"),
-        )
+        let message = message_for(libc::RTM_DELADDR, link, prefix, 0);
+        self.push(message, 0, format!("delete address {prefix} of link {link}"))
     }
 }
 
-fn message_for(link: Ifindex, prefix: IpNetwork) -> AddressMessage {
-    let mut message = AddressMessage::default();
-    message.header.family = Family::of(prefix.ip()).wire();
-    message.header.prefix_len = prefix.prefix();
-    message.header.index = link.0;
-    message.header.scope = scope_of(prefix.ip());
-    message.attributes = vec![AddressAttribute::Local(prefix.ip()), AddressAttribute::Address(prefix.ip())];
+/// `struct ifaddrmsg`.
+fn header(family: u8, prefix: u8, flags: u8, scope: u8, link: Ifindex) -> [u8; 8] {
+    let [a, b, c, d] = link.0.to_ne_bytes();
+    [family, prefix, flags, scope, a, b, c, d]
+}
+
+fn message_for(kind: u16, link: Ifindex, prefix: IpNetwork, flags: u8) -> Message {
+    let (ip, family) = (prefix.ip(), u8::from(Family::of(prefix.ip()).wire()));
+    let mut message = Message::new(kind, &header(family, prefix.prefix(), flags, scope_of(ip), link));
+    match ip {
+        IpAddr::V4(v4) => message.bytes(libc::IFA_LOCAL, &v4.octets()).bytes(libc::IFA_ADDRESS, &v4.octets()),
+        IpAddr::V6(v6) => message.bytes(libc::IFA_LOCAL, &v6.octets()).bytes(libc::IFA_ADDRESS, &v6.octets()),
+    };
     message
 }
 
-fn scope_of(ip: IpAddr) -> AddressScope {
+fn scope_of(ip: IpAddr) -> u8 {
     let link_local = match ip {
         IpAddr::V4(v4) => v4.is_link_local(),
         IpAddr::V6(v6) => v6.is_unicast_link_local(),
     };
     match (ip.is_loopback(), link_local) {
-        (true, _) => AddressScope::Host,
-        (false, true) => AddressScope::Link,
-        (false, false) => AddressScope::Universe,
+        (true, _) => libc::RT_SCOPE_HOST,
+        (false, true) => libc::RT_SCOPE_LINK,
+        (false, false) => libc::RT_SCOPE_UNIVERSE,
     }
 }
 
@@ -100,15 +96,31 @@ fn broadcast_of(prefix: IpNetwork) -> Option<Ipv4Addr> {
     }
 }
 
-#[expect(clippy::wildcard_enum_match_arm, reason = "the message enum is foreign and open")]
-fn read_answer(message: RouteNetlinkMessage) -> Option<Address> {
-    match message {
-        RouteNetlinkMessage::NewAddress(address) => read_address(&address),
-        _ => None,
+/// Reads an address; prefers `IFA_LOCAL`: on a point-to-point link `IFA_ADDRESS` is the other end's.
+fn told(message: (u16, &[u8])) -> Option<Address> {
+    let told = ToldAddress::split(libc::RTM_NEWADDR, message)?;
+    let [_, prefix, short_flags, scope, ..] = told.header;
+    let (mut local, mut remote, mut flags) = (None, None, u32::from(short_flags));
+    for (kind, content) in told.attributes() {
+        match kind {
+            libc::IFA_LOCAL => local = ip(content),
+            libc::IFA_ADDRESS => remote = ip(content),
+            libc::IFA_FLAGS => flags = number(content).unwrap_or(flags),
+            _ => {}
+        }
     }
+    Some(Address {
+        link: Ifindex(told.word(4)),
+        prefix: IpNetwork::new(local.or(remote)?, prefix).ok()?,
+        link_local: scope == libc::RT_SCOPE_LINK,
+        tentative: flags & libc::IFA_F_TENTATIVE != 0,
+        duplicate: flags & libc::IFA_F_DADFAILED != 0,
+        permanent: flags & libc::IFA_F_PERMANENT != 0,
+    })
 }
 
 /// Prefers `IFA_LOCAL`: on a point-to-point link `IFA_ADDRESS` is the other end's.
+#[cfg(feature = "monitor")]
 #[expect(clippy::wildcard_enum_match_arm, reason = "the attribute enum is foreign and open")]
 pub(crate) fn read_address(message: &AddressMessage) -> Option<Address> {
     let mut local = None;

@@ -1,11 +1,11 @@
 //! Changes to send to the kernel, one or several at a time.
 
-use netlink_packet_route::RouteNetlinkMessage;
+use super::wire::Message;
 
 /// One change with what it is called in an error message.
 #[derive(Debug, Clone)]
 pub(super) struct Request {
-    pub(super) message: RouteNetlinkMessage,
+    pub(super) message: Message,
     pub(super) flags: u16,
     pub(super) action: String,
 }
@@ -40,11 +40,11 @@ impl Batch {
 
     pub(super) fn push(
         &mut self,
-        message: RouteNetlinkMessage,
+        message: impl Into<Message>,
         flags: u16,
         action: impl Into<String>,
     ) -> &mut Self {
-        self.requests.push(Request { message, flags, action: action.into() });
+        self.requests.push(Request { message: message.into(), flags, action: action.into() });
         self
     }
 }

@@ -2,21 +2,31 @@
 
 use std::ops::RangeInclusive;
 
-use netlink_packet_core::{DefaultNla, Emitable, NLM_F_CREATE, NLM_F_REPLACE};
-use netlink_packet_route::link::{
-    AfSpecBridge, AfSpecInet, AfSpecUnspec, BridgeFlag, BridgeVlanInfo, BridgeVlanInfoFlags, InfoBridge,
-    InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind, LinkAttribute, LinkInfo, LinkMessage,
-};
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_REPLACE};
+use netlink_packet_route::AddressFamily;
+use netlink_packet_route::link::BridgeVlanInfoFlags;
 use netlink_packet_route::neighbour::{
     NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState as WireState,
 };
-use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
-use super::links::check_name;
+use super::links::{BRIDGE_PORT_HAIRPIN, IFLA_INFO_SLAVE_DATA, IFLA_INFO_SLAVE_KIND, check_name};
+use super::wire::{LinkHeader, Message, ToldLink, text};
 use super::{Batch, Netlink};
 use crate::Result;
 use crate::link::{Ifindex, Mac};
+use crate::nft::each_attribute;
 
+/// Among the settings of a bridge port: `IFLA_BRPORT_ISOLATED`.
+const BRIDGE_PORT_ISOLATED: u16 = 33;
+/// Among the settings of a bridge: `IFLA_BR_VLAN_FILTERING`.
+const IFLA_BR_VLAN_FILTERING: u16 = 7;
+/// What is meant within `IFLA_AF_SPEC` of a bridge (linux/if_bridge.h): the bridge itself, or what it is a port of.
+const IFLA_BRIDGE_FLAGS: u16 = 0;
+const BRIDGE_FLAGS_MASTER: u16 = 1;
+/// A VLAN, or an end of a range of them.
+const IFLA_BRIDGE_VLAN_INFO: u16 = 2;
+/// `IFLA_BRPORT_LOCKED`.
+const BRIDGE_PORT_LOCKED: u16 = 39;
 /// The settings of a link within `IFLA_AF_SPEC` for IPv4 (linux/if_link.h: `IFLA_INET_CONF`).
 const IFLA_INET_CONF: u16 = 1;
 /// Numbers of IPv4 settings of a link (linux/ip.h: `IPV4_DEVCONF_…`).
@@ -49,11 +59,10 @@ impl Netlink {
     /// Reads what a bridge port does; `None` when there is no link of that name, or it is no bridge port.
     pub fn port_flags(&mut self, name: &str) -> Result<Option<PortFlags>> {
         check_name(name)?;
-        let mut message = LinkMessage::default();
-        message.attributes.push(LinkAttribute::IfName(name.to_owned()));
+        let mut message = Message::link(libc::RTM_GETLINK, LinkHeader::default());
+        message.text(libc::IFLA_IFNAME, name);
         let action = format!("look up bridge port {name}");
-        let request = RouteNetlinkMessage::GetLink(message);
-        match self.socket.ask(&action, request, |answer| Some(read_flags(answer))) {
+        match self.socket.ask_raw(&action, &message, |answer| Ok(Some(read_flags(answer)))) {
             Ok(found) => Ok(found),
             Err(error) if error.is_not_found() => Ok(None),
             Err(error) => Err(error),
@@ -65,44 +74,38 @@ impl Batch {
     /// Writes the alias of a bridge port and what the port does, in one change; flags that are off stay as they are,
     /// except hairpin. A kernel that does not know a flag leaves it out silently: read it back.
     pub fn configure_bridge_port(&mut self, name: &str, alias: &str, flags: PortFlags) -> &mut Self {
-        let message = RouteNetlinkMessage::NewLink(port_message(name, alias, flags));
-        self.push(message, 0, format!("set alias and flags of port {name}"))
+        self.push(port_message(name, alias, flags), 0, format!("set alias and flags of port {name}"))
     }
 
     /// Writes the alias of a pod's host end that is no bridge port; IPv4 packets are forwarded from it, and nobody on it
     /// is told of a better way.
     pub fn configure_routed_end(&mut self, name: &str, alias: &str) -> &mut Self {
-        let message = RouteNetlinkMessage::NewLink(routed_message(name, alias));
-        self.push(message, 0, format!("set alias and forwarding of {name}"))
+        self.push(routed_message(name, alias), 0, format!("set alias and forwarding of {name}"))
     }
 
     /// Names an Ethernet address that is behind a bridge port, for good, in every VLAN that the port is in: no other port
     /// can claim it.
     pub fn pin_mac(&mut self, port: Ifindex, mac: Mac) -> &mut Self {
-        let message = RouteNetlinkMessage::NewNeighbour(pin_message(port, mac));
+        let message = Message::of(libc::RTM_NEWNEIGH, &pin_message(port, mac));
         self.push(message, NLM_F_CREATE | NLM_F_REPLACE, format!("pin {mac} to bridge port {port}"))
     }
 
     /// Makes a bridge tell frames apart by their VLAN; `EOPNOTSUPP` where the kernel has no VLAN filtering.
     pub fn set_vlan_filtering(&mut self, bridge: Ifindex) -> &mut Self {
-        let mut message = LinkMessage::default();
-        message.header.index = bridge.0;
-        message.attributes.push(LinkAttribute::LinkInfo(vec![
-            LinkInfo::Kind(InfoKind::Bridge),
-            LinkInfo::Data(InfoData::Bridge(vec![InfoBridge::VlanFiltering(true)])),
-        ]));
+        let mut message = Message::link(libc::RTM_NEWLINK, LinkHeader::of(bridge));
+        message.nest(libc::IFLA_LINKINFO, |info| {
+            info.text(libc::IFLA_INFO_KIND, "bridge").nest(libc::IFLA_INFO_DATA, |data| {
+                data.bytes(IFLA_BR_VLAN_FILTERING, &[1]);
+            });
+        });
         let action = format!("switch VLAN filtering of bridge {bridge} on");
-        self.push(RouteNetlinkMessage::NewLink(message), 0, action)
+        self.push(message, 0, action)
     }
 
     /// Takes a bridge port out of every VLAN, such as the bridge's default one.
     pub fn clear_vlans(&mut self, port: Ifindex) -> &mut Self {
-        let message = vlan_message(port, EVERY_VLAN, BridgeVlanInfoFlags::empty());
-        self.push(
-            RouteNetlinkMessage::DelLink(message),
-            0,
-            format!("take bridge port {port} out of all VLANs"),
-        )
+        let message = vlan_message(libc::RTM_DELLINK, port, EVERY_VLAN, BridgeVlanInfoFlags::empty());
+        self.push(message, 0, format!("take bridge port {port} out of all VLANs"))
     }
 
     /// Makes a bridge port a member of VLANs, `vlans` between 1 and 4094; only one VLAN can be native.
@@ -120,38 +123,36 @@ impl Batch {
             (first, last) if first == last => format!("add bridge port {port} to VLAN {first}"),
             (first, last) => format!("add bridge port {port} to VLANs {first} to {last}"),
         };
-        self.push(RouteNetlinkMessage::SetLink(vlan_message(port, vlans, flags)), 0, action)
+        self.push(vlan_message(libc::RTM_SETLINK, port, vlans, flags), 0, action)
     }
 }
 
-fn port_message(name: &str, alias: &str, flags: PortFlags) -> LinkMessage {
-    let mut port = vec![InfoBridgePort::HairpinMode(flags.hairpin)];
-    port.extend(flags.isolated.then_some(InfoBridgePort::Isolated(true)));
-    port.extend(flags.locked.then_some(InfoBridgePort::Locked(true)));
-    let mut message = LinkMessage::default();
-    message.attributes = vec![
-        LinkAttribute::IfName(name.to_owned()),
-        LinkAttribute::LinkInfo(vec![
-            LinkInfo::PortKind(InfoPortKind::Bridge),
-            LinkInfo::PortData(InfoPortData::BridgePort(port)),
-        ]),
-        LinkAttribute::IfAlias(alias.to_owned()),
-    ];
+fn port_message(name: &str, alias: &str, flags: PortFlags) -> Message {
+    let mut message = Message::link(libc::RTM_NEWLINK, LinkHeader::default());
+    message.text(libc::IFLA_IFNAME, name).nest(libc::IFLA_LINKINFO, |info| {
+        info.text(IFLA_INFO_SLAVE_KIND, "bridge").nest(IFLA_INFO_SLAVE_DATA, |port| {
+            port.bytes(BRIDGE_PORT_HAIRPIN, &[u8::from(flags.hairpin)]);
+            for (kind, on) in [(BRIDGE_PORT_ISOLATED, flags.isolated), (BRIDGE_PORT_LOCKED, flags.locked)] {
+                if on {
+                    port.bytes(kind, &[1]);
+                }
+            }
+        });
+    });
+    message.bytes(libc::IFLA_IFALIAS, alias.as_bytes());
     message
 }
 
-fn routed_message(name: &str, alias: &str) -> LinkMessage {
-    let settings = [(DEVCONF_FORWARDING, 1_u32), (DEVCONF_SEND_REDIRECTS, 0)];
-    let settings = settings.map(|(number, value)| DefaultNla::new(number, value.to_ne_bytes().to_vec()));
-    let mut bytes = vec![0; settings.as_slice().buffer_len()];
-    settings.as_slice().emit(&mut bytes);
-    let inet = AfSpecInet::Other(DefaultNla::new(IFLA_INET_CONF, bytes));
-    let mut message = LinkMessage::default();
-    message.attributes = vec![
-        LinkAttribute::IfName(name.to_owned()),
-        LinkAttribute::IfAlias(alias.to_owned()),
-        LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet(vec![inet])]),
-    ];
+fn routed_message(name: &str, alias: &str) -> Message {
+    let mut message = Message::link(libc::RTM_NEWLINK, LinkHeader::default());
+    message.text(libc::IFLA_IFNAME, name).bytes(libc::IFLA_IFALIAS, alias.as_bytes());
+    message.nest(libc::IFLA_AF_SPEC, |families| {
+        families.nest(libc::AF_INET as u16, |inet| {
+            inet.nest(IFLA_INET_CONF, |settings| {
+                settings.number(DEVCONF_FORWARDING, 1).number(DEVCONF_SEND_REDIRECTS, 0);
+            });
+        });
+    });
     message
 }
 
@@ -167,40 +168,37 @@ fn pin_message(port: Ifindex, mac: Mac) -> NeighbourMessage {
 }
 
 /// A message about the VLANs of a bridge port (`net/bridge/br_netlink.c:br_afspec`).
-fn vlan_message(port: Ifindex, vlans: RangeInclusive<u16>, flags: BridgeVlanInfoFlags) -> LinkMessage {
+fn vlan_message(kind: u16, port: Ifindex, vlans: RangeInclusive<u16>, flags: BridgeVlanInfoFlags) -> Message {
     let (first, last) = vlans.into_inner();
-    let info = |vid, flags| AfSpecBridge::VlanInfo(BridgeVlanInfo { flags, vid });
-    let mut spec = vec![AfSpecBridge::Flags(BridgeFlag::Controller)];
-    if first == last {
-        spec.push(info(first, flags));
-    } else {
-        spec.push(info(first, flags | BridgeVlanInfoFlags::RangeBegin));
-        spec.push(info(last, flags | BridgeVlanInfoFlags::RangeEnd));
-    }
-    let mut message = LinkMessage::default();
-    message.header.interface_family = AddressFamily::Bridge;
-    message.header.index = port.0;
-    message.attributes.push(LinkAttribute::AfSpecBridge(spec));
+    let info = |spec: &mut Message, vlan: u16, flags: BridgeVlanInfoFlags| {
+        let ([a, b], [c, d]) = (flags.bits().to_ne_bytes(), vlan.to_ne_bytes());
+        spec.bytes(IFLA_BRIDGE_VLAN_INFO, &[a, b, c, d]);
+    };
+    let mut message = Message::link(kind, LinkHeader { family: libc::AF_BRIDGE as u8, ..LinkHeader::of(port) });
+    message.nest(libc::IFLA_AF_SPEC, |spec| {
+        spec.bytes(IFLA_BRIDGE_FLAGS, &BRIDGE_FLAGS_MASTER.to_ne_bytes());
+        if first == last {
+            info(spec, first, flags);
+        } else {
+            info(spec, first, flags | BridgeVlanInfoFlags::RangeBegin);
+            info(spec, last, flags | BridgeVlanInfoFlags::RangeEnd);
+        }
+    });
     message
 }
 
-#[expect(clippy::wildcard_enum_match_arm, reason = "the message and attribute enums are foreign and open")]
-fn read_flags(message: RouteNetlinkMessage) -> Option<PortFlags> {
-    let RouteNetlinkMessage::NewLink(link) = message else { return None };
-    let infos = link.attributes.into_iter().find_map(|attribute| match attribute {
-        LinkAttribute::LinkInfo(infos) => Some(infos),
-        _ => None,
-    })?;
-    let port = infos.into_iter().find_map(|info| match info {
-        LinkInfo::PortData(InfoPortData::BridgePort(port)) => Some(port),
-        _ => None,
-    })?;
+fn read_flags(message: (u16, &[u8])) -> Option<PortFlags> {
+    let told = ToldLink::split(libc::RTM_NEWLINK, message)?;
+    let (_, info) = told.attributes().find(|(kind, _)| *kind == libc::IFLA_LINKINFO)?;
+    each_attribute(info).find(|(kind, kept)| *kind == IFLA_INFO_SLAVE_KIND && text(kept) == "bridge")?;
+    let (_, port) = each_attribute(info).find(|(kind, _)| *kind == IFLA_INFO_SLAVE_DATA)?;
     let mut flags = PortFlags::default();
-    for item in port {
-        match item {
-            InfoBridgePort::HairpinMode(on) => flags.hairpin = on,
-            InfoBridgePort::Isolated(on) => flags.isolated = on,
-            InfoBridgePort::Locked(on) => flags.locked = on,
+    for (kind, content) in each_attribute(port) {
+        let on = content.first().is_some_and(|on| *on != 0);
+        match kind {
+            BRIDGE_PORT_HAIRPIN => flags.hairpin = on,
+            BRIDGE_PORT_ISOLATED => flags.isolated = on,
+            BRIDGE_PORT_LOCKED => flags.locked = on,
             _ => {}
         }
     }

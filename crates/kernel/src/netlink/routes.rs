@@ -4,13 +4,13 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnetwork::IpNetwork;
-use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
-use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, Parseable};
 use netlink_packet_route::route::{
-    RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteNextHop, RouteNextHopFlags, RouteProtocol,
+    RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteMetric, RouteNextHop, RouteNextHopFlags, RouteProtocol,
     RouteScope, RouteType,
 };
 
+use super::wire::Message;
 use super::{Batch, Family, Netlink};
 use crate::Result;
 use crate::link::Ifindex;
@@ -88,6 +88,10 @@ pub struct Route {
     pub metric: u32,
     /// What happens to packets.
     pub kind: RouteKind,
+    /// The largest packet in bytes on this way; 0 is the link's.
+    pub mtu: u32,
+    /// The largest segment in bytes that peers on this way are told of (TCP MSS); 0 follows from the largest packet.
+    pub advertised_mss: u32,
 }
 
 impl Route {
@@ -104,6 +108,8 @@ impl Route {
             table: TABLE_MAIN,
             metric: 0,
             kind: RouteKind::Unicast,
+            mtu: 0,
+            advertised_mss: 0,
         }
     }
 
@@ -216,8 +222,8 @@ impl Netlink {
             message.header.address_family = family.wire();
             message.header.protocol = RouteProtocol::from(filter.protocol.unwrap_or_default());
             // No filter by table here: a table that does not exist is an error for the kernel, but just empty for us.
-            let all =
-                self.socket.dump("list routes", &RouteNetlinkMessage::GetRoute(message), read_answer)?;
+            let request = Message::of(libc::RTM_GETROUTE, &message);
+            let all = self.socket.dump_raw("list routes", &request, read_answer)?;
             found.extend(all.into_iter().filter(|route| filter.wants(route)));
         }
         Ok(found)
@@ -235,26 +241,28 @@ impl Netlink {
         message.header.destination_prefix_length = if destination.is_ipv4() { 32 } else { 128 };
         message.attributes.push(RouteAttribute::Destination(destination.into()));
         let action = format!("look up the route to {destination}");
-        self.socket.ask(&action, RouteNetlinkMessage::GetRoute(message), read_lookup)
+        // The answer to a lookup is marked as cloned although it is the answer.
+        let request = Message::of(libc::RTM_GETROUTE, &message);
+        self.socket.ask_raw(&action, &request, |told| Ok(message_of(told).as_ref().and_then(read_route)))
     }
 }
 
 impl Batch {
     /// Adds a route.
     pub fn add_route(&mut self, route: &Route) -> &mut Self {
-        let message = RouteNetlinkMessage::NewRoute(write_route(route));
+        let message = Message::of(libc::RTM_NEWROUTE, &write_route(route));
         self.push(message, NLM_F_CREATE | NLM_F_EXCL, format!("add route {route}"))
     }
 
     /// Adds a route or replaces the one with the same destination, table and metric.
     pub fn replace_route(&mut self, route: &Route) -> &mut Self {
-        let message = RouteNetlinkMessage::NewRoute(write_route(route));
+        let message = Message::of(libc::RTM_NEWROUTE, &write_route(route));
         self.push(message, NLM_F_CREATE | NLM_F_REPLACE, format!("replace route {route}"))
     }
 
     /// Deletes the route that has all that `route` says.
     pub fn delete_route(&mut self, route: &Route) -> &mut Self {
-        let message = RouteNetlinkMessage::DelRoute(write_route(route));
+        let message = Message::of(libc::RTM_DELROUTE, &write_route(route));
         self.push(message, 0, format!("delete route {route}"))
     }
 }
@@ -287,27 +295,25 @@ fn write_route(route: &Route) -> RouteMessage {
     attributes.extend(route.link.map(|link| RouteAttribute::Oif(link.0)));
     attributes.extend(route.source.map(|ip| RouteAttribute::PrefSource(ip.into())));
     attributes.extend((route.metric != 0).then_some(RouteAttribute::Priority(route.metric)));
+    let mtu = (route.mtu != 0).then_some(RouteMetric::Mtu(route.mtu));
+    let mss = (route.advertised_mss != 0).then_some(RouteMetric::Advmss(route.advertised_mss));
+    let metrics: Vec<RouteMetric> = mtu.into_iter().chain(mss).collect();
+    attributes.extend((!metrics.is_empty()).then_some(RouteAttribute::Metrics(metrics)));
     message
 }
 
-#[expect(clippy::wildcard_enum_match_arm, reason = "the message enum is foreign and open")]
-fn read_answer(message: RouteNetlinkMessage) -> Option<Route> {
-    match message {
-        // A cloned entry is a cache of path MTUs, not a route.
-        RouteNetlinkMessage::NewRoute(route) if !route.header.flags.contains(RouteFlags::Cloned) => {
-            read_route(&route)
-        }
-        _ => None,
-    }
+/// Reads a route that is told in a list; a cloned entry is a cache of path MTUs, not a route.
+fn read_answer(told: (u16, &[u8])) -> Option<Route> {
+    let route = message_of(told)?;
+    if route.header.flags.contains(RouteFlags::Cloned) { None } else { read_route(&route) }
 }
 
-/// The answer to a lookup is marked as cloned although it is the answer.
-#[expect(clippy::wildcard_enum_match_arm, reason = "the message enum is foreign and open")]
-fn read_lookup(message: RouteNetlinkMessage) -> Option<Route> {
-    match message {
-        RouteNetlinkMessage::NewRoute(route) => read_route(&route),
-        _ => None,
+fn message_of((kind, payload): (u16, &[u8])) -> Option<RouteMessage> {
+    if kind != libc::RTM_NEWROUTE {
+        return None;
     }
+    // One exotic entry must not hide all others.
+    RouteMessage::parse(payload).inspect_err(|error| tracing::warn!(%error, "left out a route")).ok()
 }
 
 /// Reads a route of the two IP families; others (MPLS, multicast) are `None`.
@@ -330,6 +336,8 @@ pub(crate) fn read_route(message: &RouteMessage) -> Option<Route> {
         table: u32::from(header.table),
         metric: 0,
         kind: read_kind(header.kind),
+        mtu: 0,
+        advertised_mss: 0,
     };
     for attribute in &message.attributes {
         match attribute {
@@ -339,6 +347,7 @@ pub(crate) fn read_route(message: &RouteMessage) -> Option<Route> {
             RouteAttribute::PrefSource(address) => route.source = read_ip(address),
             RouteAttribute::Table(table) => route.table = *table,
             RouteAttribute::Priority(metric) => route.metric = *metric,
+            RouteAttribute::Metrics(metrics) => read_metrics(&mut route, metrics),
             RouteAttribute::MultiPath(hops) => read_first_hop(&mut route, hops),
             _ => {}
         }
@@ -348,6 +357,17 @@ pub(crate) fn read_route(message: &RouteMessage) -> Option<Route> {
     }
     route.destination = IpNetwork::new(ip, header.destination_prefix_length).ok()?;
     Some(route)
+}
+
+#[expect(clippy::wildcard_enum_match_arm, reason = "the attribute enum is foreign and open")]
+fn read_metrics(route: &mut Route, metrics: &[RouteMetric]) {
+    for metric in metrics {
+        match metric {
+            RouteMetric::Mtu(mtu) => route.mtu = *mtu,
+            RouteMetric::Advmss(mss) => route.advertised_mss = *mss,
+            _ => {}
+        }
+    }
 }
 
 #[expect(clippy::wildcard_enum_match_arm, reason = "the attribute enum is foreign and open")]

@@ -1,17 +1,21 @@
 //! The bytes on the socket: sequence numbers, acknowledgements, dumps.
 
 use std::io;
+use std::os::fd::AsRawFd;
 
 use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_ACK_TLVS, NLM_F_CAPPED, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkBuffer,
-    NetlinkHeader, NetlinkMessage, NetlinkPayload, ParseableParametrized,
+    NLM_F_ACK, NLM_F_ACK_TLVS, NLM_F_CAPPED, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, ParseableParametrized,
 };
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_sys::protocols::NETLINK_ROUTE;
 use netlink_sys::{Socket as RawSocket, SocketAddr};
 
 use super::batch::Request;
+use super::wire::Message;
+use crate::link::Ifindex;
 use crate::{Error, Result};
+
+mod link_ioctl;
 
 /// Dumps come in messages of at most 32 KiB (`net/netlink/af_netlink.c:netlink_dump`).
 const BUFFER: usize = 64 * 1024;
@@ -61,8 +65,8 @@ enum Dump<T> {
 impl Socket {
     pub(super) fn open() -> Result<Self> {
         let failed = |e| Error::io("open an rtnetlink socket", e);
-        let mut raw = RawSocket::new(NETLINK_ROUTE).map_err(failed)?;
-        raw.bind_auto().map_err(failed)?;
+        let raw = RawSocket::new(NETLINK_ROUTE).map_err(failed)?;
+        // Gives it an address as well (`net/netlink/af_netlink.c:netlink_connect`).
         raw.connect(&SocketAddr::new(0, 0)).map_err(failed)?;
         // Better errors and filtered dumps; a kernel without them (before 4.20) works as well.
         for option in [raw.set_ext_ack(true), raw.set_cap_ack(true), raw.set_netlink_get_strict_chk(true)] {
@@ -94,7 +98,7 @@ impl Socket {
             self.sequence = self.sequence.wrapping_add(1);
             let acknowledge = if place == last { NLM_F_ACK } else { 0 };
             let flags = request.flags | NLM_F_REQUEST | acknowledge;
-            append(&mut bytes, request.message.clone(), flags, self.sequence);
+            append(&mut bytes, &request.message, flags, self.sequence);
         }
         let action = || chunk.first().map(|request| request.action.clone()).unwrap_or_default();
         self.transmit(&bytes, &action)?;
@@ -124,8 +128,18 @@ impl Socket {
         message: RouteNetlinkMessage,
         read: impl Fn(RouteNetlinkMessage) -> Option<T>,
     ) -> Result<T> {
+        self.ask_raw(action, &message.into(), |(kind, payload)| Ok(read(decode(action, kind, payload)?)))
+    }
+
+    /// As [`Self::ask`] for who reads the bytes: the kind of the message and what follows its netlink header.
+    pub(super) fn ask_raw<T>(
+        &mut self,
+        action: &str,
+        message: &Message,
+        read: impl Fn((u16, &[u8])) -> Result<Option<T>>,
+    ) -> Result<T> {
         for _ in 0..EAGAIN_ATTEMPTS {
-            match self.ask_once(action, message.clone(), &read) {
+            match self.ask_once(action, message, &read) {
                 Err(error) if error.errno() == Some(libc::EAGAIN) => {}
                 other => return other,
             }
@@ -136,8 +150,8 @@ impl Socket {
     fn ask_once<T>(
         &mut self,
         action: &str,
-        message: RouteNetlinkMessage,
-        read: &impl Fn(RouteNetlinkMessage) -> Option<T>,
+        message: &Message,
+        read: &impl Fn((u16, &[u8])) -> Result<Option<T>>,
     ) -> Result<T> {
         let sequence = self.request(action, message, NLM_F_REQUEST)?;
         loop {
@@ -152,24 +166,48 @@ impl Socket {
                     };
                     return Err(Error::Netlink { action: action.to_owned(), index: 0, errno, message });
                 }
-                let answer = read(decode(action, &part)?);
+                let answer = read((part.kind, part.payload))?;
                 return answer.ok_or_else(|| protocol(action, "an answer to something else"));
             }
         }
     }
 
+    /// Asks for something whose answer nobody reads: the kernel has done it when this returns.
+    pub(super) fn poke(&mut self, action: &str, message: &Message) -> Result<()> {
+        self.request(action, message, NLM_F_REQUEST).map(drop)
+    }
+
     /// Asks for a whole table; what `read` refuses is left out.
-    ///
-    /// A dump that was not consistent because the table changed meanwhile (`NLM_F_DUMP_INTR`) is thrown away and asked
-    /// for again.
     pub(super) fn dump<T>(
         &mut self,
         action: &str,
         message: &RouteNetlinkMessage,
         read: impl Fn(RouteNetlinkMessage) -> Option<T>,
     ) -> Result<Vec<T>> {
+        self.dump_raw(action, &message.clone().into(), |(kind, payload)| {
+            match decode(action, kind, payload) {
+                Ok(message) => read(message),
+                // One exotic entry must not hide all others.
+                Err(error) => {
+                    tracing::warn!(%error, "left out an entry of a netlink table");
+                    None
+                }
+            }
+        })
+    }
+
+    /// As [`Self::dump`] for who reads the bytes.
+    ///
+    /// A dump that was not consistent because the table changed meanwhile (`NLM_F_DUMP_INTR`) is thrown away and asked
+    /// for again.
+    pub(super) fn dump_raw<T>(
+        &mut self,
+        action: &str,
+        message: &Message,
+        read: impl Fn((u16, &[u8])) -> Option<T>,
+    ) -> Result<Vec<T>> {
         for attempt in 0..DUMP_ATTEMPTS {
-            match self.dump_once(action, message.clone(), &read)? {
+            match self.dump_once(action, message, &read)? {
                 Dump::Complete(found) => return Ok(found),
                 Dump::Interrupted => tracing::debug!(action, attempt, "the table changed while it was read"),
             }
@@ -181,8 +219,8 @@ impl Socket {
     fn dump_once<T>(
         &mut self,
         action: &str,
-        message: RouteNetlinkMessage,
-        read: &impl Fn(RouteNetlinkMessage) -> Option<T>,
+        message: &Message,
+        read: &impl Fn((u16, &[u8])) -> Option<T>,
     ) -> Result<Dump<T>> {
         let sequence = self.request(action, message, NLM_F_REQUEST | NLM_F_DUMP)?;
         let mut found = Vec::new();
@@ -204,21 +242,27 @@ impl Socket {
                         None => Ok(Dump::Complete(found)),
                     };
                 }
-                match decode(action, &part) {
-                    Ok(message) => found.extend(read(message)),
-                    // One exotic entry must not hide all others.
-                    Err(error) => tracing::warn!(%error, "left out an entry of a netlink table"),
-                }
+                found.extend(read((part.kind, part.payload)));
             }
         }
     }
 
-    fn request(&mut self, action: &str, message: RouteNetlinkMessage, flags: u16) -> Result<u32> {
+    fn request(&mut self, action: &str, message: &Message, flags: u16) -> Result<u32> {
         self.sequence = self.sequence.wrapping_add(1);
         let mut bytes = Vec::new();
         append(&mut bytes, message, flags, self.sequence);
         self.transmit(&bytes, &|| action.to_owned())?;
         Ok(self.sequence)
+    }
+
+    /// The number of a link.
+    pub(super) fn link_index(&self, name: &str) -> Result<Option<Ifindex>> {
+        Ok(link_ioctl::index_of(self.raw.as_raw_fd(), name)?.map(Ifindex))
+    }
+
+    /// The largest packet of a link in bytes.
+    pub(super) fn link_mtu(&self, index: Ifindex) -> Result<Option<u32>> {
+        link_ioctl::mtu_of(self.raw.as_raw_fd(), index.0)
     }
 
     fn transmit(&self, bytes: &[u8], action: &dyn Fn() -> String) -> Result<()> {
@@ -253,29 +297,29 @@ fn protocol(action: &str, detail: &str) -> Error {
 }
 
 /// Appends one message with its header to a buffer that is to be sent.
-fn append(bytes: &mut Vec<u8>, message: RouteNetlinkMessage, flags: u16, sequence: u32) {
-    let mut header = NetlinkHeader::default();
-    header.flags = flags;
-    header.sequence_number = sequence;
-    let mut packet = NetlinkMessage::new(header, NetlinkPayload::InnerMessage(message));
-    packet.finalize();
-    let start = bytes.len();
-    let length = packet.buffer_len();
-    bytes.resize(start + length.next_multiple_of(4), 0);
-    if let Some(space) = bytes.get_mut(start..start + length) {
-        packet.serialize(space);
-    }
+fn append(bytes: &mut Vec<u8>, message: &Message, flags: u16, sequence: u32) {
+    let length = NETLINK_HEADER_LEN + message.payload().len();
+    // No message of ours comes near 4 GiB.
+    bytes.extend(u32::try_from(length).unwrap_or(u32::MAX).to_ne_bytes());
+    bytes.extend(message.kind().to_ne_bytes());
+    bytes.extend(flags.to_ne_bytes());
+    bytes.extend(sequence.to_ne_bytes());
+    // The kernel fills in whose it is.
+    bytes.extend([0; 4]);
+    bytes.extend(message.payload());
+    bytes.resize(bytes.len().next_multiple_of(4), 0);
 }
 
 /// Splits a datagram into its messages; what is cut short is left out.
 fn parts(mut bytes: &[u8]) -> impl Iterator<Item = Part<'_>> {
     std::iter::from_fn(move || {
-        let packet = NetlinkBuffer::new_checked(bytes).ok()?;
-        let length = packet.length() as usize;
+        let (header, _) = bytes.split_first_chunk::<NETLINK_HEADER_LEN>()?;
+        let [l0, l1, l2, l3, k0, k1, f0, f1, s0, s1, s2, s3, ..] = *header;
+        let length = u32::from_ne_bytes([l0, l1, l2, l3]) as usize;
         let part = Part {
-            kind: packet.message_type(),
-            flags: packet.flags(),
-            sequence: packet.sequence_number(),
+            kind: u16::from_ne_bytes([k0, k1]),
+            flags: u16::from_ne_bytes([f0, f1]),
+            sequence: u32::from_ne_bytes([s0, s1, s2, s3]),
             payload: bytes.get(NETLINK_HEADER_LEN..length)?,
         };
         bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
@@ -283,8 +327,8 @@ fn parts(mut bytes: &[u8]) -> impl Iterator<Item = Part<'_>> {
     })
 }
 
-fn decode(action: &str, part: &Part<'_>) -> Result<RouteNetlinkMessage> {
-    RouteNetlinkMessage::parse_with_param(part.payload, part.kind)
+fn decode(action: &str, kind: u16, payload: &[u8]) -> Result<RouteNetlinkMessage> {
+    RouteNetlinkMessage::parse_with_param(payload, kind)
         .map_err(|e| protocol(action, &e.to_string()))
 }
 

@@ -42,7 +42,7 @@ pub(crate) fn find_attribute(bytes: &[u8], wanted: u16) -> Option<&[u8]> {
 }
 
 /// Type and content of each attribute, up to the first that is not whole.
-pub(super) fn each(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+pub(crate) fn each(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     std::iter::from_fn(move || {
         let length = usize::from(u16::from_ne_bytes(bytes.get(..2)?.try_into().ok()?));
         let kind = u16::from_ne_bytes(bytes.get(2..4)?.try_into().ok()?);

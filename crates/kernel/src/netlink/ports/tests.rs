@@ -44,12 +44,6 @@ impl Drop for Bed {
     }
 }
 
-fn bytes(message: &impl Emitable) -> Vec<u8> {
-    let mut bytes = vec![0; message.buffer_len()];
-    message.emit(&mut bytes);
-    bytes
-}
-
 /// `struct ifinfomsg` of a bridge port, then the attributes.
 fn bridge_message(index: u8, attributes: &[u8]) -> Vec<u8> {
     let mut all = vec![7, 0, 0, 0, index, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
@@ -60,15 +54,15 @@ fn bridge_message(index: u8, attributes: &[u8]) -> Vec<u8> {
 #[test]
 fn a_native_vlan_is_told_as_the_bridge_command_tells_it() {
     let flags = BridgeVlanInfoFlags::Pvid | BridgeVlanInfoFlags::Untagged;
-    let message = vlan_message(Ifindex(5), 100..=100, flags);
+    let message = vlan_message(libc::RTM_SETLINK, Ifindex(5), 100..=100, flags);
     // IFLA_AF_SPEC (26) { IFLA_BRIDGE_FLAGS (0) = MASTER, IFLA_BRIDGE_VLAN_INFO (2) = PVID | UNTAGGED, 100 }
     let expected = bridge_message(5, &[20, 0, 26, 0, 6, 0, 0, 0, 1, 0, 0, 0, 8, 0, 2, 0, 0b110, 0, 100, 0]);
-    assert_eq!(bytes(&message), expected);
+    assert_eq!(message.payload(), expected);
 }
 
 #[test]
 fn vlans_of_a_trunk_are_a_range() {
-    let message = vlan_message(Ifindex(5), 0x101..=0xffe, BridgeVlanInfoFlags::empty());
+    let message = vlan_message(libc::RTM_SETLINK, Ifindex(5), 0x101..=0xffe, BridgeVlanInfoFlags::empty());
     let expected = bridge_message(
         5,
         &[
@@ -77,7 +71,7 @@ fn vlans_of_a_trunk_are_a_range() {
             8, 0, 2, 0, 0b1_0000, 0, 0xfe, 0x0f, // to
         ],
     );
-    assert_eq!(bytes(&message), expected);
+    assert_eq!(message.payload(), expected);
 }
 
 #[test]
@@ -86,17 +80,20 @@ fn a_pinned_address_is_static_and_does_not_roam() {
         7, 0, 0, 0, 9, 0, 0, 0, 0x40, 0, 0x44, 0, // ndmsg: NUD_NOARP, NTF_MASTER | NTF_STICKY
         10, 0, 2, 0, 2, 0x42, 1, 2, 3, 4, 0, 0, // NDA_LLADDR
     ];
-    assert_eq!(bytes(&pin_message(Ifindex(9), Mac([2, 0x42, 1, 2, 3, 4]))), expected);
+    let message = Message::of(libc::RTM_NEWNEIGH, &pin_message(Ifindex(9), Mac([2, 0x42, 1, 2, 3, 4])));
+    assert_eq!(message.payload(), expected);
 }
 
 #[test]
 fn a_port_is_told_only_the_flags_that_are_on() {
     let flags = PortFlags { hairpin: false, isolated: true, locked: true };
-    let text = bytes(&port_message("p", "a", flags));
+    let message = port_message("p", "a", flags);
+    let text = message.payload();
     // IFLA_INFO_SLAVE_DATA (5) { MODE (4) = 0, ISOLATED (33) = 1, LOCKED (39) = 1 }
     let expected = [28, 0, 5, 0, 5, 0, 4, 0, 0, 0, 0, 0, 5, 0, 33, 0, 1, 0, 0, 0, 5, 0, 39, 0, 1, 0, 0, 0];
     assert!(text.windows(expected.len()).any(|part| part == expected), "{text:?}");
-    let plain = bytes(&port_message("p", "a", PortFlags { hairpin: true, ..PortFlags::default() }));
+    let plain = port_message("p", "a", PortFlags { hairpin: true, ..PortFlags::default() });
+    let plain = plain.payload();
     let expected = [12, 0, 5, 0, 5, 0, 4, 0, 1, 0, 0, 0];
     assert!(plain.windows(expected.len()).any(|part| part == expected), "{plain:?}");
     assert_eq!(text.len() - plain.len(), 16);
@@ -104,7 +101,8 @@ fn a_port_is_told_only_the_flags_that_are_on() {
 
 #[test]
 fn settings_of_a_routed_end_are_nested_by_number() {
-    let text = bytes(&routed_message("p", "a"));
+    let message = routed_message("p", "a");
+    let text = message.payload();
     // IFLA_AF_SPEC { AF_INET (2) { IFLA_INET_CONF (1) { FORWARDING (1) = 1, SEND_REDIRECTS (6) = 0 } } }
     let expected = [28, 0, 26, 0, 24, 0, 2, 0, 20, 0, 1, 0, 8, 0, 1, 0, 1, 0, 0, 0, 8, 0, 6, 0, 0, 0, 0, 0];
     assert!(text.ends_with(&expected), "{text:?}");
