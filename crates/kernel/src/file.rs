@@ -1,9 +1,12 @@
 //! Files that survive a crash.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::Write;
+use std::io::{self, Read, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+
+use nix::fcntl::{AT_FDCWD, OFlag, openat};
+use nix::sys::stat::Mode;
 
 use crate::{Error, Result};
 
@@ -32,8 +35,27 @@ pub fn atomic_write(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
 /// Returns the kernel's random id of this boot: state that carries another id was written before a reboot.
 pub fn boot_id() -> Result<String> {
     const PATH: &str = "/proc/sys/kernel/random/boot_id";
-    let text = fs::read_to_string(PATH).map_err(|e| Error::io(format!("read {PATH}"), e))?;
+    let text = read_short(Path::new(PATH)).map_err(|e| Error::io(format!("read {PATH}"), e))?;
     Ok(text.trim().to_owned())
+}
+
+/// Opens a file for reading with one system call; musl's open(2) makes two.
+pub(crate) fn open_for_reading(path: &Path, flags: OFlag) -> io::Result<File> {
+    let flags = flags | OFlag::O_RDONLY | OFlag::O_CLOEXEC;
+    Ok(openat(AT_FDCWD, path, flags, Mode::empty())?.into())
+}
+
+/// Reads a file of the kernel's that is short, as those below `/proc/sys` are, with three system calls.
+pub(crate) fn read_short(path: &Path) -> io::Result<String> {
+    let mut file = open_for_reading(path, OFlag::empty())?;
+    let mut bytes = [0; 128];
+    let length = file.read(&mut bytes)?;
+    let mut text = bytes.get(..length).unwrap_or_default().to_vec();
+    // The kernel gives such a file in one piece; this one is longer than supposed.
+    if length == bytes.len() {
+        file.read_to_end(&mut text)?;
+    }
+    String::from_utf8(text).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
 }
 
 fn directory_of(path: &Path) -> PathBuf {
@@ -43,10 +65,10 @@ fn directory_of(path: &Path) -> PathBuf {
     }
 }
 
-fn write_synced(path: &Path, bytes: &[u8], mode: u32) -> std::io::Result<()> {
+fn write_synced(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     // A leftover of a killed process with our pid is replaced, never followed if it is a link.
     match fs::remove_file(path) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e),
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
         Ok(()) | Err(_) => {}
     }
     let mut file = OpenOptions::new()

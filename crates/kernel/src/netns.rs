@@ -10,10 +10,11 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
+use nix::fcntl::OFlag;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, setns, unshare};
 
-use crate::{Error, Result};
+use crate::{Error, Result, file};
 
 /// Where named network namespaces live; `ip netns` looks here too.
 pub const NETNS_DIR: &str = "/run/netns";
@@ -66,11 +67,8 @@ impl Namespace {
     /// # Errors
     /// [`Error::NotFound`]-like when nothing is there; [`Error::Invalid`] when it is not a network namespace.
     pub fn open(path: &Path) -> Result<Self> {
-        let file = OpenOptions::new()
-            .read(true)
-            // A FIFO is refused below, and must not wait for a writer before.
-            .custom_flags(libc::O_CLOEXEC | libc::O_NONBLOCK)
-            .open(path)
+        // A FIFO is refused below, and must not wait for a writer before.
+        let file = file::open_for_reading(path, OFlag::O_NONBLOCK)
             .map_err(|e| Error::io(format!("open network namespace {}", path.display()), e))?;
         // SAFETY: the request takes no argument and the descriptor is open.
         match unsafe { ioctl::namespace_type(file.as_raw_fd()) } {
@@ -120,17 +118,53 @@ impl Namespace {
     /// caller.
     pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T> {
         on_own_thread(|| {
-            setns(self.fd(), CloneFlags::CLONE_NEWNET).map_err(|errno| {
-                Error::sys(format!("enter network namespace {}", self.path.display()), errno)
-            })?;
+            self.enter()?;
             Ok(work())
         })?
+    }
+
+    /// Runs `work` in this namespace on the calling thread and brings that back to `home`, also after a panic. For
+    /// programs with one thread, and threads that nobody else uses: [`Namespace::run`] is for all others.
+    ///
+    /// # Errors
+    /// When the thread cannot enter, or cannot go back: then it is to end soon, and to do nothing that belongs to a
+    /// namespace until then.
+    pub fn visit<T>(&self, home: &Self, work: impl FnOnce() -> T) -> Result<T> {
+        self.enter()?;
+        let back = Back(Some(home));
+        let outcome = work();
+        back.go()?;
+        Ok(outcome)
+    }
+
+    /// Moves the calling thread here.
+    fn enter(&self) -> Result<()> {
+        setns(self.fd(), CloneFlags::CLONE_NEWNET)
+            .map_err(|errno| Error::sys(format!("enter network namespace {}", self.path.display()), errno))
     }
 
     /// Device and inode on nsfs: what tells namespaces apart.
     fn identity(&self) -> Result<(u64, u64)> {
         let meta = self.file.metadata().map_err(|e| Error::io(format!("stat {}", self.path.display()), e))?;
         Ok((meta.dev(), meta.ino()))
+    }
+}
+
+/// The way back of a visit.
+struct Back<'a>(Option<&'a Namespace>);
+
+impl Back<'_> {
+    fn go(mut self) -> Result<()> {
+        self.0.take().map_or(Ok(()), Namespace::enter)
+    }
+}
+
+impl Drop for Back<'_> {
+    fn drop(&mut self) {
+        // Only a panic of the work leaves something here, and it goes on.
+        if let Some(home) = self.0.take() {
+            let _ = home.enter();
+        }
     }
 }
 

@@ -3,9 +3,12 @@
 //! Keys under `net/` belong to the network namespace of the calling thread
 //! (`net/sysctl_net.c:net_ctl_header_lookup`).
 
-use std::fs;
 use std::path::{Component, Path, PathBuf};
 
+use nix::fcntl::{AT_FDCWD, OFlag, openat};
+use nix::sys::stat::Mode;
+
+use crate::file::read_short;
 use crate::netns::Namespace;
 use crate::{Error, Result};
 
@@ -15,7 +18,7 @@ use crate::{Error, Result};
 /// [`Error::is_not_found`] when this kernel has no such parameter (a module may not be loaded).
 pub fn read(key: &str) -> Result<String> {
     let path = path_of(key)?;
-    let value = fs::read_to_string(&path).map_err(|e| Error::io(format!("read sysctl {key}"), e))?;
+    let value = read_short(&path).map_err(|e| Error::io(format!("read sysctl {key}"), e))?;
     Ok(value.trim_end_matches('\n').to_owned())
 }
 
@@ -26,8 +29,28 @@ pub fn write(key: &str, value: &str) -> Result<bool> {
     if read(key)? == value {
         return Ok(false);
     }
-    fs::write(path_of(key)?, value).map_err(|e| Error::io(format!("set sysctl {key} to {value:?}"), e))?;
-    Ok(true)
+    set(key, value).map(|()| true)
+}
+
+/// Sets a parameter that most likely has another value, or leaves out one that this kernel does not have: as
+/// [`write_if_present`] without a look before. An equal value in a read-only `/proc/sys` is no error.
+pub fn set_if_present(key: &str, value: &str) -> Result<()> {
+    match set(key, value) {
+        Err(error) if error.is_not_found() => Ok(()),
+        Err(error) if read(key).is_ok_and(|found| found == value) => {
+            tracing::debug!(%error, key, "a kernel parameter cannot be written, and is right");
+            Ok(())
+        }
+        done => done,
+    }
+}
+
+fn set(key: &str, value: &str) -> Result<()> {
+    let failed = |e| Error::io(format!("set sysctl {key} to {value:?}"), e);
+    let flags = OFlag::O_WRONLY | OFlag::O_CLOEXEC;
+    let file = openat(AT_FDCWD, &path_of(key)?, flags, Mode::empty()).map_err(|e| failed(e.into()))?;
+    // The kernel takes a value in one piece.
+    nix::unistd::write(file, value.as_bytes()).map(drop).map_err(|e| failed(e.into()))
 }
 
 /// Like [`write()`], but leaves out a parameter that this kernel does not have and then says `false`.
