@@ -20,6 +20,7 @@ const LD_B_IND: u16 = 0x50;
 const LD_W_LEN: u16 = 0x80;
 const LDX_B_MSH: u16 = 0xb1;
 const SUB_X: u16 = 0x1c;
+const JA: u16 = 0x05;
 const JEQ_K: u16 = 0x15;
 const JGE_K: u16 = 0x35;
 const JSET_K: u16 = 0x45;
@@ -163,6 +164,12 @@ impl Assembler {
         self
     }
 
+    /// Goes on at a label.
+    pub fn go_to(&mut self, label: Label) -> &mut Self {
+        self.drafts.push(Draft { code: JA, operand: 0, yes: Some(label), no: None });
+        self
+    }
+
     /// Ends with this verdict.
     pub fn verdict(&mut self, verdict: u32) -> &mut Self {
         self.plain(RET_K, verdict)
@@ -171,28 +178,36 @@ impl Assembler {
     /// Returns the program.
     ///
     /// # Errors
-    /// [`Error::Invalid`] when a jump is longer than 255 instructions or leads to a label that is nowhere or behind.
+    /// [`Error::Invalid`] when a branch is longer than 255 instructions, or one leads to a label that is nowhere or behind.
     pub fn finish(&self) -> Result<Vec<Instruction>> {
         let numbered = self.drafts.iter().enumerate();
         numbered
             .map(|(at, draft)| {
                 let (yes, no) = (self.distance(at, draft.yes)?, self.distance(at, draft.no)?);
-                Ok(Instruction { code: draft.code, yes, no, operand: draft.operand })
+                if draft.code == JA {
+                    return Ok(Instruction { code: JA, yes: 0, no: 0, operand: yes });
+                }
+                let short = |distance| u8::try_from(distance).map_err(|_too_far| no_jump(at));
+                Ok(Instruction { code: draft.code, yes: short(yes)?, no: short(no)?, operand: draft.operand })
             })
             .collect()
     }
 
-    fn distance(&self, from: usize, to: Option<Label>) -> Result<u8> {
+    fn distance(&self, from: usize, to: Option<Label>) -> Result<u32> {
         let Some(label) = to else { return Ok(0) };
         let place = self.places.get(label.0).copied().flatten().filter(|place| *place < self.drafts.len());
-        let distance = place.and_then(|place| place.checked_sub(from + 1)).and_then(|d| u8::try_from(d).ok());
-        distance.ok_or_else(|| Error::Invalid { what: format!("jump from instruction {from}") })
+        let distance = place.and_then(|place| place.checked_sub(from + 1)).and_then(|d| u32::try_from(d).ok());
+        distance.ok_or_else(|| no_jump(from))
     }
 
     fn plain(&mut self, code: u16, operand: u32) -> &mut Self {
         self.drafts.push(Draft { code, operand, yes: None, no: None });
         self
     }
+}
+
+fn no_jump(from: usize) -> Error {
+    Error::Invalid { what: format!("packet filter: jump from instruction {from}") }
 }
 
 #[cfg(test)]
@@ -235,5 +250,13 @@ mod tests {
             far.load_byte(0);
         }
         assert!(far.place(label).verdict(0).finish().is_err());
+        let mut far = Assembler::new();
+        let label = far.label();
+        far.go_to(label);
+        for _ in 0..256 {
+            far.load_byte(0);
+        }
+        let code = far.place(label).verdict(0).finish().unwrap();
+        assert_eq!(code[0], Instruction { code: JA, yes: 0, no: 0, operand: 256 });
     }
 }
