@@ -3,11 +3,10 @@
 //! All of it belongs to its link and goes with it.
 
 use netlink_packet_core::{DefaultNla, NLM_F_CREATE, NLM_F_EXCL};
-use netlink_packet_route::RouteNetlinkMessage;
-use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
 use netlink_packet_route::tc::{TcAttribute, TcHandle, TcHeader, TcMessage};
 
-use super::links::{check_name, own_attributes};
+use super::links::{check_name, flag_up, name_and_size};
+use super::wire::Message;
 use super::{Batch, Netlink};
 use crate::Result;
 use crate::classic::Instruction;
@@ -63,23 +62,23 @@ impl Netlink {
     /// [`crate::Error::is_exists`] when a link has that name.
     pub fn add_ifb(&mut self, name: &str, mtu: u32, alias: &str) -> Result<Ifindex> {
         check_name(name)?;
-        self.send(Batch::new().add_ifb(name, mtu, alias))?;
+        self.send(Batch::new().add_ifb(name, mtu))?;
         let found = self.link(name)?.map(|link| link.index);
-        found.ok_or_else(|| crate::Error::NotFound { what: format!("link {name}") })
+        let index = found.ok_or_else(|| crate::Error::NotFound { what: format!("link {name}") })?;
+        // Not in the same batch: where the name is another's, the kernel would do the second change all the same.
+        self.set_alias(index, alias)?;
+        Ok(index)
     }
 }
 
 impl Batch {
-    /// Makes an intermediate link; two changes. See [`Netlink::add_ifb`].
-    pub fn add_ifb(&mut self, name: &str, mtu: u32, alias: &str) -> &mut Self {
-        let mut message = LinkMessage::default();
-        message.header.change_mask = LinkFlags::Up;
-        message.header.flags = LinkFlags::Up;
-        message.attributes = own_attributes(name, None, Some(mtu));
-        message.attributes.push(LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Ifb)]));
-        let flags = NLM_F_CREATE | NLM_F_EXCL;
-        self.push(RouteNetlinkMessage::NewLink(message), flags, format!("make ifb {name}"));
-        self.alias_by_name(name, Some(alias))
+    fn add_ifb(&mut self, name: &str, mtu: u32) -> &mut Self {
+        let mut message = Message::link(libc::RTM_NEWLINK, flag_up(true));
+        name_and_size(&mut message, name, None, Some(mtu));
+        message.nest(libc::IFLA_LINKINFO, |info| {
+            info.text(libc::IFLA_INFO_KIND, "ifb");
+        });
+        self.push(message, NLM_F_CREATE | NLM_F_EXCL, format!("make ifb {name}"))
     }
 
     /// Lets a link send no faster than this.
@@ -96,7 +95,7 @@ impl Batch {
     pub fn add_clsact(&mut self, link: Ifindex) -> &mut Self {
         let header = header(link, (CLSACT, TcHandle::CLSACT, 0));
         let kind = TcAttribute::Kind("clsact".to_owned());
-        let message = RouteNetlinkMessage::NewQueueDiscipline(TcMessage::from_parts(header, vec![kind]));
+        let message = Message::of(libc::RTM_NEWQDISC, &TcMessage::from_parts(header, vec![kind]));
         let action = format!("make a place for filters of link {link}");
         self.push(message, NLM_F_CREATE | NLM_F_EXCL, action)
     }
@@ -156,7 +155,7 @@ impl Batch {
     ) -> &mut Self {
         let info = u32::from(priority) << 16 | u32::from(ALL_PROTOCOLS);
         let message = message(link, (TcHandle::UNSPEC, INGRESS, info), (kind, options));
-        self.push(RouteNetlinkMessage::NewTrafficFilter(message), NLM_F_CREATE | NLM_F_EXCL, action)
+        self.push(Message::of(libc::RTM_NEWTFILTER, &message), NLM_F_CREATE | NLM_F_EXCL, action)
     }
 
     fn push_traffic(
@@ -167,7 +166,7 @@ impl Batch {
         action: String,
     ) -> &mut Self {
         let message = message(link, place, what);
-        self.push(RouteNetlinkMessage::NewQueueDiscipline(message), NLM_F_CREATE | NLM_F_EXCL, action)
+        self.push(Message::of(libc::RTM_NEWQDISC, &message), NLM_F_CREATE | NLM_F_EXCL, action)
     }
 }
 

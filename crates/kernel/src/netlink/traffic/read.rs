@@ -1,12 +1,11 @@
 //! What a link has of traffic control.
 
-use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::tc::{
     TcAction, TcActionAttribute, TcActionMirrorOption, TcActionOption, TcAttribute, TcFilterBpfOption,
     TcFilterU32Option, TcMessage, TcMirrorActionType, TcOption,
 };
 
-use netlink_packet_core::Nla;
+use netlink_packet_core::{Nla, Parseable};
 use netlink_packet_route::tc::TcHandle;
 
 use super::{Bucket, INGRESS, TCA_BPF_OPS, header};
@@ -14,6 +13,7 @@ use crate::Result;
 use crate::classic::Instruction;
 use crate::link::Ifindex;
 use crate::netlink::Netlink;
+use crate::netlink::wire::Message;
 
 /// A filter of what a link receives.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,9 +44,10 @@ pub enum IngressFilter {
 impl Netlink {
     /// Returns the limit of what a link sends, where it has one.
     pub fn token_bucket(&mut self, link: Ifindex) -> Result<Option<Bucket>> {
-        let message = RouteNetlinkMessage::GetQueueDiscipline(TcMessage::default());
+        let message = Message::of(libc::RTM_GETQDISC, &TcMessage::default());
         // The kernel tells those of all links, whichever is asked for.
-        let found = self.socket.dump("list queueing disciplines", &message, |answer| root(answer, link))?;
+        let found =
+            self.socket.dump_raw("list queueing disciplines", &message, |answer| root(answer, link))?;
         Ok(found.into_iter().next())
     }
 
@@ -54,13 +55,23 @@ impl Netlink {
     pub fn ingress_filters(&mut self, link: Ifindex) -> Result<Vec<IngressFilter>> {
         let message = TcMessage::from_parts(header(link, (TcHandle::UNSPEC, INGRESS, 0)), Vec::new());
         let action = format!("list filters of what link {link} receives");
-        self.socket.dump(&action, &RouteNetlinkMessage::GetTrafficFilter(message), filter)
+        self.socket.dump_raw(&action, &Message::of(libc::RTM_GETTFILTER, &message), filter)
     }
 }
 
+fn message_of(wanted: u16, (kind, payload): (u16, &[u8])) -> Option<TcMessage> {
+    if kind != wanted {
+        return None;
+    }
+    // One exotic entry must not hide all others.
+    TcMessage::parse(payload)
+        .inspect_err(|error| tracing::warn!(%error, "left out an entry of traffic control"))
+        .ok()
+}
+
 #[expect(clippy::wildcard_enum_match_arm, reason = "the message and attribute enums are foreign and open")]
-fn root(message: RouteNetlinkMessage, link: Ifindex) -> Option<Bucket> {
-    let RouteNetlinkMessage::NewQueueDiscipline(message) = message else { return None };
+fn root(told: (u16, &[u8]), link: Ifindex) -> Option<Bucket> {
+    let message = message_of(libc::RTM_NEWQDISC, told)?;
     if u32::try_from(message.header.index) != Ok(link.0)
         || message.header.parent != TcHandle::ROOT
         || kind(&message) != Some("tbf")
@@ -78,8 +89,8 @@ fn root(message: RouteNetlinkMessage, link: Ifindex) -> Option<Bucket> {
 }
 
 #[expect(clippy::wildcard_enum_match_arm, reason = "the message and attribute enums are foreign and open")]
-fn filter(message: RouteNetlinkMessage) -> Option<IngressFilter> {
-    let RouteNetlinkMessage::NewTrafficFilter(message) = message else { return None };
+fn filter(told: (u16, &[u8])) -> Option<IngressFilter> {
+    let message = message_of(libc::RTM_NEWTFILTER, told)?;
     let priority = (message.header.info >> 16) as u16;
     let kind = kind(&message)?;
     // The classifier is told besides its filters, without a handle.
