@@ -287,6 +287,8 @@ impl Default for DnsConfig {
 pub(crate) struct HttpConfig {
     /// `/healthz`, `/livez`, `/readyz`. Null switches it off.
     pub(crate) health: Option<SocketAddr>,
+    /// Seconds that a change may wait for the kernel before `/healthz` and `/livez` fail.
+    pub(crate) health_window_seconds: u32,
     /// `/metrics`. Null switches it off.
     pub(crate) metrics: Option<SocketAddr>,
 }
@@ -295,6 +297,7 @@ impl Default for HttpConfig {
     fn default() -> Self {
         Self {
             health: Some(SocketAddr::from(([0, 0, 0, 0], 10256))),
+            health_window_seconds: 60,
             metrics: Some(SocketAddr::from(([127, 0, 0, 1], 10249))),
         }
     }

@@ -6,12 +6,16 @@
 //! - [`fabric`]: one OS thread for routes, masquerade and what the CNI plugin needs
 //! - [`dns`]: the responder and its address
 //! - [`reaper`]: deletes links of pods that are gone
+//! - [`health`]: whether load balancers may send traffic to this node
+//! - [`health_checks`]: the servers of `healthCheckNodePort`
 //! - [`http`], [`metrics`]: health, readiness and Prometheus
 
 pub(crate) mod board;
 pub(crate) mod dns;
 pub(crate) mod fabric;
 mod flows;
+mod health;
+mod health_checks;
 mod http;
 mod ipam;
 mod metrics;
@@ -23,6 +27,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use netd_admin::AdminServer;
+use netd_kernel::clock::SystemClock;
 use netd_watch::{ApiConfig, ManifestsConfig, Options, Source};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -31,6 +36,7 @@ use tracing::{info, warn};
 
 use crate::config::Config;
 use board::{Board, Part};
+use health::ProxyHealth;
 use metrics::Metrics;
 
 /// The host does not let netd run; says what to do. The process exits with 64.
@@ -49,6 +55,8 @@ pub(crate) struct Surroundings {
     pub(crate) board: Arc<Board>,
     /// What it counts.
     pub(crate) metrics: Arc<Metrics>,
+    /// Whether the proxy keeps up, for load balancers.
+    pub(crate) health: Arc<ProxyHealth>,
     /// Turns true when the daemon drains.
     pub(crate) shutdown: watch::Receiver<bool>,
 }
@@ -65,11 +73,14 @@ pub(crate) async fn run(config: Config) -> Result<()> {
     let board = Arc::new(Board::new(node.to_string(), subscriber.clone(), config.cni.data_dir.clone()));
     let (stop, shutdown) = watch::channel(false);
     let metrics = Arc::new(Metrics::new(Arc::clone(&board)));
+    let window = std::time::Duration::from_secs(u64::from(config.http.health_window_seconds));
+    let health = Arc::new(ProxyHealth::new(Arc::clone(&node), window, Arc::new(SystemClock)));
     let context = Surroundings {
         config: Arc::new(config),
         node: Arc::clone(&node),
         board,
         metrics,
+        health,
         shutdown: shutdown.clone(),
     };
     info!(node = %node, version = env!("CARGO_PKG_VERSION"), pid = std::process::id(), "starting");
@@ -134,7 +145,7 @@ async fn serve_state(context: &Surroundings, tasks: &mut JoinSet<Result<()>>) ->
 async fn serve_http(context: &Surroundings, tasks: &mut JoinSet<Result<()>>) -> Result<()> {
     if let Some(address) = context.config.http.health {
         let listener = http::bind(address, "health").await?;
-        tasks.spawn(until_stopped(context, http::serve_health(listener, Arc::clone(&context.board))));
+        tasks.spawn(until_stopped(context, http::serve_health(listener, context.clone())));
     }
     if let Some(address) = context.config.http.metrics {
         let listener = http::bind(address, "metrics").await?;
@@ -202,7 +213,9 @@ fn start_parts(
         context.board.declare(part, enabled);
     }
     if parts.proxy {
-        let proxy = proxy::Proxy::new(context.clone())?;
+        let (checks, wanted_checks) = watch::channel(health_checks::Wanted::new());
+        let proxy = proxy::Proxy::new(context.clone(), checks)?;
+        tasks.spawn(health_checks::run(context.clone(), wanted_checks));
         tasks.spawn(on_thread("netd-proxy", subscriber.clone(), move |subscriber| proxy.run(subscriber)));
     }
     if parts.fabric || parts.cni {

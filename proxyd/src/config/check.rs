@@ -26,6 +26,9 @@ pub(super) fn mistakes(config: &Config) -> Vec<String> {
     if config.proxy.iptables.check_seconds == 0 {
         wrong.push("proxy.iptables.checkSeconds is 0: must be at least 1".to_owned());
     }
+    if config.http.health_window_seconds == 0 {
+        wrong.push("http.healthWindowSeconds is 0: must be at least 1".to_owned());
+    }
     let vxlan = &config.fabric.vxlan;
     if vxlan.vni == 0 || vxlan.vni > MAX_VNI {
         wrong.push(format!("fabric.vxlan.vni {}: must be from 1 to {MAX_VNI}", vxlan.vni));

@@ -10,7 +10,7 @@ use netd_admin::{
     UpstreamState,
 };
 use netd_dns::{Forwarder, Metrics as DnsMetrics};
-use netd_model::{ServicePlan, Snapshot};
+use netd_model::{Notice, ServicePlan, Snapshot};
 use netd_watch::{SourceStatus, Subscriber};
 
 /// A part that can be switched off and fails on its own.
@@ -61,6 +61,7 @@ struct Inner {
     planned: Option<(Arc<Snapshot>, Arc<ServicePlan>)>,
     nodes: Vec<NodeRouteState>,
     dns: Option<DnsHandles>,
+    health_checks: Vec<Notice>,
 }
 
 /// Shared by all parts; every method returns at once.
@@ -117,6 +118,11 @@ impl Board {
     /// Notes the plan that is in the kernel, with the snapshot it was made from.
     pub(crate) fn set_plan(&self, snapshot: Arc<Snapshot>, plan: Arc<ServicePlan>) {
         self.inner().planned = Some((snapshot, plan));
+    }
+
+    /// Notes what keeps health checks of Services from being answered.
+    pub(crate) fn set_health_checks(&self, notices: Vec<Notice>) {
+        self.inner().health_checks = notices;
     }
 
     /// Notes the routes to other nodes.
@@ -226,10 +232,11 @@ impl StateSource for Board {
         doc.nodes.clone_from(&inner.nodes);
         doc.dns = inner.dns.as_ref().map(|dns| dns_state(dns, doc.source.synced));
         let planned = inner.planned.clone();
+        doc.notices = inner.health_checks.iter().map(Into::into).collect();
         drop(inner);
         if let Some((snapshot, plan)) = planned {
             doc.services = netd_admin::services(&snapshot, &plan);
-            doc.notices = plan.notices.iter().map(Into::into).collect();
+            doc.notices.extend(plan.notices.iter().map(Into::into));
         }
         let own = self.snapshot().and_then(|snapshot| snapshot.nodes.get(self.node.as_str()).cloned());
         let pod_cidrs = own.map(|node| node.pod_cidrs.clone()).unwrap_or_default();

@@ -7,10 +7,12 @@ use anyhow::{Context, Result};
 use axum::Router;
 use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
-use axum::routing::get;
+use axum::routing::{any, get};
 use tokio::net::TcpListener;
 
+use super::Surroundings;
 use super::board::Board;
+use super::health::Report;
 use super::metrics::Metrics;
 
 /// Binds an address of the configuration.
@@ -24,11 +26,11 @@ pub(super) async fn bind(address: SocketAddr, what: &str) -> Result<TcpListener>
 }
 
 /// Serves health until the process ends.
-pub(super) async fn serve_health(listener: TcpListener, board: Arc<Board>) -> Result<()> {
-    let ready = Arc::clone(&board);
+pub(super) async fn serve_health(listener: TcpListener, around: Surroundings) -> Result<()> {
+    let (livez, ready) = (around.clone(), Arc::clone(&around.board));
     let router = Router::new()
-        .route("/livez", get(|| async { "ok\n" }))
-        .route("/healthz", get(move || std::future::ready(health(&board))))
+        .route("/healthz", any(move || std::future::ready(healthz(&around))))
+        .route("/livez", any(move || std::future::ready(alive(&livez))))
         .route("/readyz", get(move || std::future::ready(readiness(&ready))));
     axum::serve(listener, router).await.context("serve health")
 }
@@ -39,12 +41,29 @@ pub(super) async fn serve_metrics(listener: TcpListener, metrics: Arc<Metrics>) 
     axum::serve(listener, router).await.context("serve metrics")
 }
 
-/// Healthy while what was programmed last succeeded: a load balancer may send traffic here.
-fn health(board: &Board) -> (StatusCode, String) {
-    match board.dataplane().and_then(|dataplane| dataplane.last_error) {
-        None => (StatusCode::OK, "ok\n".to_owned()),
-        Some(error) => (StatusCode::SERVICE_UNAVAILABLE, format!("proxy: {error}\n")),
-    }
+/// Whether load balancers may send new traffic to this node, as kube-proxy answers.
+fn healthz(around: &Surroundings) -> impl IntoResponse + use<> {
+    let (healthy, report) = around.health.healthz(around.board.snapshot().as_deref());
+    around.metrics.health_asked("healthz", status(healthy));
+    report_response(healthy, &report)
+}
+
+/// Whether the proxy keeps up; the node does not matter.
+fn alive(around: &Surroundings) -> impl IntoResponse + use<> {
+    let (healthy, report) = around.health.livez();
+    around.metrics.health_asked("livez", status(healthy));
+    report_response(healthy, &report)
+}
+
+/// The status of an answer to a health check.
+pub(super) const fn status(healthy: bool) -> StatusCode {
+    if healthy { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }
+}
+
+fn report_response(healthy: bool, report: &Report) -> impl IntoResponse + use<> {
+    let body = serde_json::to_string(report).unwrap_or_else(|error| format!("{{\"error\":\"{error}\"}}"));
+    let headers = [(header::CONTENT_TYPE, "application/json"), (header::X_CONTENT_TYPE_OPTIONS, "nosniff")];
+    (status(healthy), headers, body)
 }
 
 /// Ready when every enabled part is.

@@ -27,6 +27,8 @@ pub(crate) struct Metrics {
     last_sync: Gauge<f64, std::sync::atomic::AtomicU64>,
     apply_failures: Counter,
     repairs: Labelled<Vec<(&'static str, String)>, Counter>,
+    healthz: Labelled<Vec<(&'static str, String)>, Counter>,
+    livez: Labelled<Vec<(&'static str, String)>, Counter>,
 }
 
 impl Metrics {
@@ -39,6 +41,8 @@ impl Metrics {
             last_sync: Gauge::default(),
             apply_failures: Counter::default(),
             repairs: Labelled::default(),
+            healthz: Labelled::default(),
+            livez: Labelled::default(),
             registry: Registry::default(),
         };
         registry.register(
@@ -66,6 +70,12 @@ impl Metrics {
             "Times that something another program removed was put back",
             metrics.repairs.clone(),
         );
+        for (name, help, answers) in [
+            ("kubeproxy_proxy_healthz", "Answers of /healthz, by status", &metrics.healthz),
+            ("kubeproxy_proxy_livez", "Answers of /livez, by status", &metrics.livez),
+        ] {
+            registry.register(name, help, answers.clone());
+        }
         registry.register_collector(Box::new(BoardCollector(board)));
         Self { registry, ..metrics }
     }
@@ -88,6 +98,12 @@ impl Metrics {
     /// Notes that something was put back: `rules`, `routes`, `dns-address`.
     pub(crate) fn repaired(&self, what: &str) {
         self.repairs.get_or_create(&vec![("what", what.to_owned())]).inc();
+    }
+
+    /// Notes an answer of `healthz` or `livez`.
+    pub(crate) fn health_asked(&self, what: &str, status: axum::http::StatusCode) {
+        let answers = if what == "healthz" { &self.healthz } else { &self.livez };
+        answers.get_or_create(&vec![("code", status.as_str().to_owned())]).inc();
     }
 
     /// The text of a scrape (OpenMetrics).

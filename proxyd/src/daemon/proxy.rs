@@ -15,11 +15,13 @@ use netd_model::{
 };
 use netd_watch::{Subscriber, Update};
 use tokio::runtime::Runtime;
+use tokio::sync::watch;
 use tracing::{debug, info, warn};
 
 use super::Surroundings;
 use super::board::Part;
 use super::flows::{self, Destinations};
+use super::health_checks::{self, Checks};
 use super::planes::{Plane, Planes};
 use crate::config::Config;
 
@@ -44,6 +46,9 @@ pub(super) struct Proxy {
     swept: bool,
     /// What the flows were last looked through for; `None` before the first time and after a failure.
     flows: Option<Destinations>,
+    /// The health checks of the newest snapshot, and where they are told once it is in the kernel.
+    checks: Checks,
+    told: watch::Sender<health_checks::Wanted>,
 }
 
 struct Wanted {
@@ -64,7 +69,7 @@ impl Proxy {
     ///
     /// # Errors
     /// When the configured one cannot run here; says why and what to do.
-    pub(super) fn new(around: Surroundings) -> Result<Self> {
+    pub(super) fn new(around: Surroundings, told: watch::Sender<health_checks::Wanted>) -> Result<Self> {
         let planes = Planes::choose(&around.config)?;
         info!(dataplane = planes.name(), reason = planes.reason(), "chose the dataplane");
         Ok(Self {
@@ -76,6 +81,8 @@ impl Proxy {
             next_look: SystemClock.now(),
             swept: false,
             flows: None,
+            checks: Checks::default(),
+            told,
         })
     }
 
@@ -114,9 +121,13 @@ impl Proxy {
         let view = node_view(&self.around.config, &self.around.node, &update.snapshot);
         let dirty = match &self.wanted {
             // A Service may inherit a destination that another one gave up.
-            Some(before) if !update.nodes_changed => update.dirty.with_losers_of(&before.plan),
+            Some(before) if !update.nodes_changed => update.dirty.clone().with_losers_of(&before.plan),
             _ => Dirty::All,
         };
+        self.around.health.queued();
+        // Seen, even if nobody asks before it goes.
+        self.around.health.is_eligible(Some(&update.snapshot));
+        self.checks.update(&update.snapshot, &self.around.node, &update.dirty);
         let (plan, scope) = netd_model::plan(&update.snapshot, &view, &dirty);
         for plane in self.planes.iter_mut() {
             plane.widen(&scope);
@@ -163,6 +174,7 @@ impl Proxy {
                     plane.widen(&Scope::Full);
                     plane.torn = true;
                     wanted.applied = false;
+                    self.around.health.queued();
                     wanted.changed_at = None;
                 }
                 Err(error) => {
@@ -191,6 +203,8 @@ impl Proxy {
             }
         }
         wanted.applied = true;
+        self.around.health.updated();
+        self.told.send_if_modified(|told| self.checks.tell(told));
         self.backoff = MIN_BACKOFF;
         let plan = Arc::clone(&wanted.plan);
         let took = self.clock.now().duration_since(start);

@@ -89,6 +89,11 @@ impl TestNode {
         self.lab.node("n1").unwrap()
     }
 
+    /// The LAN with the address 192.168.1.1, which has no route to pods.
+    pub(crate) fn lan(&self) -> &Node {
+        self.lab.lan()
+    }
+
     pub(crate) fn manifests(&self) -> PathBuf {
         self.directory.join("manifests")
     }
@@ -99,11 +104,17 @@ impl TestNode {
 
     /// Writes a configuration with `extra` keys; returns its path.
     pub(crate) fn config_file(&self, extra: &str) -> &'static str {
+        self.config_file_with(extra, "")
+    }
+
+    /// The same, with `proxy` keys.
+    fn config_file_with(&self, extra: &str, proxy: &str) -> &'static str {
         let path = self.directory.join("netd.yaml");
         let base = self.directory.display();
+        let proxy = if proxy.is_empty() { String::new() } else { format!("{proxy}, ") };
         let text = format!(
             "apiVersion: netd.io/v1alpha1\nkind: NetdConfiguration\nnodeName: n1\nsource: {{manifests: {base}/manifests}}\n\
-             proxy: {{dataplane: iptables, ebpf: {{pinDir: {base}/bpf, cgroupRoot: {}}}}}\n\
+             proxy: {{{proxy}dataplane: iptables, ebpf: {{pinDir: {base}/bpf, cgroupRoot: {}}}}}\n\
              cni: {{conflist: {base}/00-netd.conflist, rangesFile: {base}/ranges.json, dataDir: {base}/ipam}}\n\
              paths: {{stateDir: {base}/lib, runDir: {base}/run}}\n",
             self.place().cgroup().display()
@@ -133,7 +144,16 @@ impl TestNode {
     }
 
     pub(crate) fn start(&self, extra: &str) -> Daemon<'_> {
-        let config = self.config_file(extra);
+        self.start_with(extra, "")
+    }
+
+    /// The same, with `proxy` keys.
+    pub(crate) fn start_with(&self, extra: &str, proxy: &str) -> Daemon<'_> {
+        self.start_by(self.config_file_with(extra, proxy))
+    }
+
+    /// The same, with a configuration file that is there.
+    pub(crate) fn start_by(&self, config: &'static str) -> Daemon<'_> {
         let log = self.directory.join("netd.log");
         let spawn =
             Spawn { stderr: Stream::File(log.clone()), ..Spawn::new(NETD, ["run", "--config", config]) };
@@ -153,6 +173,14 @@ impl TestNode {
             netns: Some(self.place().netns().to_owned()),
             ..Spawn::new(program, args.iter().copied())
         };
+        let output = spawn.output(b"", PATIENCE).unwrap();
+        assert!(output.success(), "{}", output.complaint());
+    }
+
+    /// One command of nft.
+    pub(crate) fn nft(&self, command: &str) {
+        let program = find_program("nft").expect("nft is installed");
+        let spawn = Spawn { netns: Some(self.place().netns().to_owned()), ..Spawn::new(program, [command]) };
         let output = spawn.output(b"", PATIENCE).unwrap();
         assert!(output.success(), "{}", output.complaint());
     }
