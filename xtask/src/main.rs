@@ -10,6 +10,7 @@ mod build_ebpf;
 mod cluster;
 mod fuzz;
 mod gates;
+mod peers;
 mod setup;
 mod step;
 
@@ -155,6 +156,7 @@ fn test(no_cluster: bool) -> Result<()> {
             ]))
         });
     }
+    peers::test(&mut report, setup::find("go").as_deref());
     if no_cluster {
         println!("left out: the tests on a real cluster (--no-cluster)");
     } else {
