@@ -9,7 +9,7 @@ use netd_dataplane::conformance::site;
 use netd_kernel::exec::{Child, Spawn, Stream};
 use netd_lab::{Node, Place as _};
 use netd_model::build::node_view;
-use netd_model::{Dirty, Family, LocalPods, NodeView, Scope, ServicePlan, plan};
+use netd_model::{Family, LocalPods, NodeView, Scope, ServicePlan, plan};
 
 use crate::backend::{Home, Kind};
 
@@ -33,7 +33,7 @@ pub fn plan_with(pods: &[u8], generation: u64) -> ServicePlan {
         local_pods: LocalPods::Prefixes(Family::ALL.map(site::cluster_cidr).to_vec()),
         ..node_view(site::NODE)
     };
-    plan(&made.build(), &node, &Dirty::All).0
+    plan(&made.build(), &node)
 }
 
 /// Starts a worker in the node's namespace and cgroup.

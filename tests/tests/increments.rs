@@ -10,8 +10,8 @@ use netd_dataplane::{Applied, Dataplane};
 use netd_lab::Place as _;
 use netd_model::build::node_view;
 use netd_model::{
-    Dirty, Family, Flow, FrontendAddress, LocalPods, NodeView, ObjectName, Origin, Scope, ServicePlan,
-    Snapshot, plan, verdict,
+    Dirty, Family, Flow, FrontendAddress, LocalPods, NodeView, ObjectName, Origin, Planner, Scope,
+    ServicePlan, Snapshot, verdict,
 };
 use netd_tests::backend::{Home, Kind};
 use netd_tests::bed::Bed;
@@ -38,14 +38,14 @@ fn equal_a_fresh_start(kind: Kind) -> Result<()> {
     node.run(|| -> Result<()> {
         let mut chance = Chance(0x9E37_79B9_7F4A_7C15);
         let mut cluster = snapshot().build();
-        let mut before = ServicePlan::empty();
+        let mut planner = Planner::new(view());
+        let (first, scope) = planner.update(&cluster, &view(), &Dirty::All);
         let mut backend = kind.open(&home)?;
         backend.resync()?;
-        backend.apply(&before, &Scope::Full)?;
+        backend.apply(&first, &scope)?;
         for step in 0..STEPS {
             let changed: BTreeSet<ObjectName> = (0..2).map(|_| change(&mut cluster, &mut chance)).collect();
-            let dirty = Dirty::Services(changed.clone()).with_losers_of(&before);
-            let (wanted, scope) = plan(&cluster, &view(), &dirty);
+            let (wanted, scope) = planner.update(&cluster, &view(), &Dirty::Services(changed.clone()));
             let applied = backend.apply(&wanted, &scope)?;
             check_traces(&*backend, &wanted, &applied, abilities.masquerades(), &mut chance)
                 .with_context(|| format!("step {step}, which changed {changed:?}"))?;
@@ -66,7 +66,6 @@ fn equal_a_fresh_start(kind: Kind) -> Result<()> {
                 "step {step} changed {changed:?}: a fresh start rewrites {rewritten} objects"
             );
             backend = fresh;
-            before = wanted;
         }
         Ok(())
     })?

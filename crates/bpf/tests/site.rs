@@ -2,7 +2,6 @@
 
 #![expect(clippy::disallowed_methods, reason = "tests start processes and measure time")]
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -16,8 +15,9 @@ use std::time::{Duration, Instant};
 
 use netd_bpf::Config;
 use netd_model::{
-    Affinity, Family, Frontend, FrontendAddress, FrontendKey, FrontendKind, Masquerade, ObjectName, Pool,
-    PoolEndpoint, PoolId, PoolScope, Protocol, ServicePlan, ServicePortName, Verdict, VerdictBySource,
+    Affinity, Family, Frontend, FrontendAddress, FrontendKey, FrontendKind, Masquerade, ObjectName,
+    OrderedMap, Pool, PoolEndpoint, PoolId, PoolScope, Protocol, ServicePlan, ServicePortName, Verdict,
+    VerdictBySource,
 };
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
@@ -306,7 +306,10 @@ impl Plan {
         self.family(vip).0.insert(key, frontend);
     }
 
-    fn family(&mut self, vip: &str) -> (&mut BTreeMap<FrontendKey, Frontend>, &mut BTreeMap<PoolId, Pool>) {
+    fn family(
+        &mut self,
+        vip: &str,
+    ) -> (&mut OrderedMap<FrontendKey, Frontend>, &mut OrderedMap<PoolId, Pool>) {
         let ip: IpAddr = vip.parse::<SocketAddr>().unwrap().ip();
         let plan = match Family::of(ip) {
             Family::V4 => &mut self.0.v4,

@@ -18,8 +18,8 @@ use std::fmt;
 use std::net::IpAddr;
 
 use netd_model::{
-    Dirty, Expected, Family, Flow, FrontendKey, Masquerade, NodeView, ObjectName, Origin, PoolEndpoint,
-    Protocol, Scope, ServicePlan, Snapshot, plan, verdict,
+    Dirty, Expected, Family, Flow, FrontendKey, Masquerade, NodeView, ObjectName, Origin, Planner,
+    PoolEndpoint, Protocol, Scope, ServicePlan, Snapshot, verdict,
 };
 
 use crate::{Applied, ApplyError, Dataplane, Delta, Outcome};
@@ -202,13 +202,15 @@ impl Step {
 
     /// The plan of this step, and its scope when the step `before` is what was applied last.
     pub fn plan_after(&self, before: Option<&Self>) -> (ServicePlan, Scope) {
+        let mut planner = Planner::new(self.node.clone());
         let dirty = match before {
-            Some(before) if before.node == self.node && before.snapshot.nodes == self.snapshot.nodes => {
-                Dirty::Services(self.changed_since(before)).with_losers_of(&before.plan())
+            Some(before) => {
+                planner.update(&before.snapshot, &before.node, &Dirty::All);
+                Dirty::Services(self.changed_since(before))
             }
-            Some(_) | None => Dirty::All,
+            None => Dirty::All,
         };
-        plan(&self.snapshot, &self.node, &dirty)
+        planner.update(&self.snapshot, &self.node, &dirty)
     }
 
     /// Services that are not the same in both steps, or whose slices are not.

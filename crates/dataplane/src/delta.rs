@@ -12,15 +12,30 @@ pub struct Delta<K, V> {
 }
 
 impl<K: Ord + Clone, V: PartialEq + Clone> Delta<K, V> {
-    /// What turns `installed` into `wanted`. O(n + m).
-    pub fn between(installed: &BTreeMap<K, V>, wanted: &BTreeMap<K, V>) -> Self {
-        let set = wanted
-            .iter()
-            .filter(|(key, value)| installed.get(key) != Some(value))
-            .map(|(key, value)| (key.clone(), value.clone()))
-            .collect();
-        let remove = installed.keys().filter(|key| !wanted.contains_key(key)).cloned().collect();
-        Self { set, remove }
+    /// What turns `installed` into `wanted`, each in ascending order. O(n + m).
+    pub fn between<'a>(
+        installed: impl IntoIterator<Item = (&'a K, &'a V)>,
+        wanted: impl IntoIterator<Item = (&'a K, &'a V)>,
+    ) -> Self
+    where
+        K: 'a,
+        V: 'a,
+    {
+        let mut delta = Self { set: BTreeMap::new(), remove: Vec::new() };
+        let mut installed = installed.into_iter().peekable();
+        for (key, value) in wanted {
+            while let Some((gone, _)) = installed.next_if(|(have, _)| *have < key) {
+                delta.remove.push(gone.clone());
+            }
+            match installed.next_if(|(have, _)| *have == key) {
+                Some((_, have)) if have == value => {}
+                Some(_) | None => {
+                    delta.set.insert(key.clone(), value.clone());
+                }
+            }
+        }
+        delta.remove.extend(installed.map(|(gone, _)| gone.clone()));
+        delta
     }
 
     /// True when nothing differs.

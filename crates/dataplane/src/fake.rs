@@ -1,6 +1,6 @@
 //! An in-memory dataplane: for tests of whoever drives a [`Dataplane`], and the suite's first backend.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
 use std::net::IpAddr;
 use std::num::NonZeroU16;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -8,7 +8,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use ipnetwork::IpNetwork;
 use netd_model::{
     Family, FamilyPlan, Flow, Frontend, FrontendAddress, FrontendKey, FrontendKind, LocalPods,
-    NodePortAddresses, ObjectName, Origin, Pool, PoolId, Protocol, Scope, ServicePlan, Verdict,
+    NodePortAddresses, ObjectName, OrderedMap, Origin, Pool, PoolId, Protocol, Scope, ServicePlan, Shared,
+    Verdict,
 };
 
 use crate::{Applied, ApplyError, Dataplane, Delta, Outcome, Refusal, Trace, TraceError};
@@ -60,8 +61,8 @@ struct State {
 /// What is installed for one family.
 #[derive(Clone, Debug, Default, PartialEq)]
 struct Rules {
-    frontends: BTreeMap<FrontendKey, Frontend>,
-    pools: BTreeMap<PoolId, Pool>,
+    frontends: OrderedMap<FrontendKey, Frontend>,
+    pools: OrderedMap<PoolId, Pool>,
     sources: Option<LocalPods>,
     node_ports: Option<NodePortAddresses>,
 }
@@ -104,7 +105,7 @@ impl Fake {
             generation: state.generation,
             v4: state.v4.to_plan(Family::V4),
             v6: state.v6.to_plan(Family::V6),
-            notices: Vec::new(),
+            notices: Shared::default(),
         }
     }
 

@@ -409,9 +409,11 @@ impl SnapshotBuilder {
     /// Adds a slice.
     pub fn slice(mut self, slice: SliceBuilder) -> Self {
         let slice = slice.build();
-        let slices = self.0.slices.entry(slice.service.clone()).or_default();
+        let service = slice.service.clone();
+        let mut slices = self.0.slices.remove(&service).unwrap_or_default();
         slices.push(Arc::new(slice));
         slices.sort_by(|a, b| a.name.cmp(&b.name));
+        self.0.slices.insert(service, slices);
         self
     }
 

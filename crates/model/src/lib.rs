@@ -30,7 +30,7 @@ pub use oracle::{Expected, Flow, Origin, verdict};
 pub use ordered::OrderedMap;
 pub use plan::{
     Affinity, Dirty, FamilyPlan, Frontend, FrontendAddress, FrontendKey, FrontendKind, LocalPods, Masquerade,
-    NodePortAddresses, NodeView, Notice, Pool, PoolEndpoint, PoolId, PoolScope, Scope, ServicePlan,
+    NodePortAddresses, NodeView, Notice, Planner, Pool, PoolEndpoint, PoolId, PoolScope, Scope, ServicePlan,
     ServicePortName, Verdict, VerdictBySource, plan,
 };
 pub use shared::Shared;

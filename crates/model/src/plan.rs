@@ -4,8 +4,9 @@
 //! plans whatever the order of the events that led to them.
 
 mod build;
+mod planner;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fmt;
 use std::net::IpAddr;
 use std::num::NonZeroU16;
@@ -16,8 +17,11 @@ use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
 use crate::object::{Family, ObjectName, Protocol};
+use crate::ordered::OrderedMap;
+use crate::shared::Shared;
 
 pub use build::plan;
+pub use planner::Planner;
 
 /// A Service port: the unit that has frontends and pools.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -218,9 +222,9 @@ pub struct FamilyPlan {
     /// The family of every address in here.
     pub family: Family,
     /// Frontends by destination.
-    pub frontends: BTreeMap<FrontendKey, Frontend>,
+    pub frontends: OrderedMap<FrontendKey, Frontend>,
     /// Pools that the frontends name, and no others.
-    pub pools: BTreeMap<PoolId, Pool>,
+    pub pools: OrderedMap<PoolId, Pool>,
     /// How local pods are recognised.
     pub local_pods: LocalPods,
     /// Where node ports are served.
@@ -232,8 +236,8 @@ impl FamilyPlan {
     pub fn empty(family: Family) -> Self {
         Self {
             family,
-            frontends: BTreeMap::new(),
-            pools: BTreeMap::new(),
+            frontends: OrderedMap::new(),
+            pools: OrderedMap::new(),
             local_pods: LocalPods::None,
             node_port_addresses: NodePortAddresses::AllLocal,
         }
@@ -261,7 +265,7 @@ pub struct ServicePlan {
     /// IPv6.
     pub v6: FamilyPlan,
     /// Decisions worth telling, ordered.
-    pub notices: Vec<Notice>,
+    pub notices: Shared<Vec<Notice>>,
 }
 
 impl ServicePlan {
@@ -271,7 +275,7 @@ impl ServicePlan {
             generation: 0,
             v4: FamilyPlan::empty(Family::V4),
             v6: FamilyPlan::empty(Family::V6),
-            notices: Vec::new(),
+            notices: Shared::default(),
         }
     }
 

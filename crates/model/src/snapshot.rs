@@ -6,6 +6,8 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::object::{EndpointSlice, Node, ObjectName, Service};
+use crate::ordered::OrderedMap;
+use crate::shared::Shared;
 
 /// An object that was refused, and why; everything else is in the snapshot.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -18,7 +20,8 @@ pub struct Problem {
     pub message: String,
 }
 
-/// An immutable picture of the cluster, complete for every kind.
+/// An immutable picture of the cluster, complete for every kind. A clone costs nothing and shares what does not
+/// change afterwards.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Snapshot {
     /// Grows by one with each published snapshot of a process.
@@ -26,15 +29,15 @@ pub struct Snapshot {
     /// True when the source is not reachable and this is the last known (or stored) state.
     pub stale: bool,
     /// Services by name, headless and ExternalName included.
-    pub services: BTreeMap<ObjectName, Arc<Service>>,
+    pub services: OrderedMap<ObjectName, Arc<Service>>,
     /// Endpoint slices by the Service they belong to, each list ordered by slice name.
-    pub slices: BTreeMap<ObjectName, Vec<Arc<EndpointSlice>>>,
+    pub slices: OrderedMap<ObjectName, Vec<Arc<EndpointSlice>>>,
     /// Nodes by name.
-    pub nodes: BTreeMap<Arc<str>, Arc<Node>>,
+    pub nodes: Shared<BTreeMap<Arc<str>, Arc<Node>>>,
     /// Namespaces known to exist, where the source lists them; otherwise those that Services live in.
-    pub namespaces: BTreeSet<Arc<str>>,
+    pub namespaces: Shared<BTreeSet<Arc<str>>>,
     /// Refused objects.
-    pub problems: Vec<Problem>,
+    pub problems: Shared<Vec<Problem>>,
 }
 
 impl Snapshot {

@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use netd_model::build::{EndpointBuilder, endpoint, ip, net, node_view, port, service, slice, snapshot};
 use netd_model::{
-    Dirty, Endpoint, Expected, Flow, LocalPods, Masquerade, NodeView, Origin, PoolEndpoint, Protocol,
-    Service, TrafficPolicy, plan, verdict,
+    Endpoint, Expected, Flow, LocalPods, Masquerade, NodeView, Origin, PoolEndpoint, Protocol, Service,
+    TrafficPolicy, plan, verdict,
 };
 use proptest::prelude::*;
 
@@ -164,7 +164,7 @@ proptest! {
         cluster.slices.insert(service.name.clone(), vec![Arc::new(backs)]);
         cluster.services.insert(service.name.clone(), Arc::new(service.clone()));
 
-        let (planned, _) = plan(&cluster, &node, &Dirty::All);
+        let planned = plan(&cluster, &node);
         let found = verdict(&planned, &flow);
         prop_assert_eq!(&found, &expected(&service, &endpoints, &node, &flow));
     }

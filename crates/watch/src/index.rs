@@ -10,7 +10,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use netd_model::{EndpointSlice, Node, ObjectName, Problem, Service, Snapshot};
+use netd_model::{EndpointSlice, Node, ObjectName, OrderedMap, Problem, Service, Shared, Snapshot};
 use tracing::{debug, warn};
 
 use crate::decode::Decoded;
@@ -57,14 +57,22 @@ pub(crate) struct Entry {
 pub(crate) struct Index {
     generation: u64,
     stale: bool,
-    services: BTreeMap<ObjectName, Arc<Service>>,
+    services: OrderedMap<ObjectName, Arc<Service>>,
     /// By the object they came from.
     sources: HashMap<ObjectName, Vec<Arc<EndpointSlice>>>,
     /// By the Service they belong to, each list ordered by name.
-    slices: BTreeMap<ObjectName, Vec<Arc<EndpointSlice>>>,
-    nodes: BTreeMap<Arc<str>, Arc<Node>>,
+    slices: OrderedMap<ObjectName, Vec<Arc<EndpointSlice>>>,
+    nodes: Shared<BTreeMap<Arc<str>, Arc<Node>>>,
     namespaces: BTreeSet<Arc<str>>,
+    /// How many Services each namespace has.
+    populated: BTreeMap<Arc<str>, usize>,
+    /// Both of the above, as they are told; `None` when that is to be made anew.
+    told_namespaces: Option<Shared<BTreeSet<Arc<str>>>>,
     problems: BTreeMap<(Kind, ObjectName), Vec<Problem>>,
+    /// How many objects of each kind have problems.
+    troubled: BTreeMap<Kind, usize>,
+    /// The problems as they are told; `None` when that is to be made anew.
+    told_problems: Option<Shared<Vec<Problem>>>,
     /// Documents of a manifests directory that are no objects.
     documents: Vec<Problem>,
     /// Kinds that are being listed, and what the list has had so far.
@@ -198,6 +206,7 @@ impl Index {
                 warn!(document = problem.object, problem = problem.message, "skipped a document");
             }
             self.documents = documents;
+            self.told_problems = None;
             self.touch();
         }
     }
@@ -230,32 +239,31 @@ impl Index {
             Kind::Node => self.nodes.len(),
             Kind::Namespace => self.namespaces.len(),
         };
-        (objects, self.problems.keys().filter(|(of, _)| *of == kind).count())
+        (objects, self.troubled.get(&kind).copied().unwrap_or_default())
     }
 
     /// The snapshot and what changed since the one before; `None` when nothing did.
     ///
-    /// Clones the maps, not the objects: O(Services + Nodes).
+    /// Costs what changed: a snapshot shares all else with the index and with the one before.
     pub(crate) fn snapshot(&mut self) -> Option<(Snapshot, Change)> {
         let pending = self.pending.take()?;
         self.generation += 1;
-        let mut namespaces = self.namespaces.clone();
-        let mut last: Option<&Arc<str>> = None;
-        for name in self.services.keys() {
-            if last != Some(&name.namespace) {
-                namespaces.insert(Arc::clone(&name.namespace));
-                last = Some(&name.namespace);
-            }
-        }
-        let problems = self.documents.iter().chain(self.problems.values().flatten());
+        let (namespaces, populated) = (&self.namespaces, &self.populated);
+        let namespaces = self
+            .told_namespaces
+            .get_or_insert_with(|| namespaces.iter().chain(populated.keys()).cloned().collect());
+        let (documents, problems) = (&self.documents, &self.problems);
+        let problems = self.told_problems.get_or_insert_with(|| {
+            documents.iter().chain(problems.values().flatten()).take(MAX_PROBLEMS).cloned().collect()
+        });
         let snapshot = Snapshot {
             generation: self.generation,
             stale: self.stale,
             services: self.services.clone(),
             slices: self.slices.clone(),
             nodes: self.nodes.clone(),
-            namespaces,
-            problems: problems.take(MAX_PROBLEMS).cloned().collect(),
+            namespaces: namespaces.clone(),
+            problems: problems.clone(),
         };
         let change = Change {
             generation: self.generation,
@@ -300,14 +308,35 @@ impl Index {
         let changed = match service {
             Some(service) if self.services.get(key).is_some_and(|old| **old == service) => false,
             Some(service) => {
-                self.services.insert(key.clone(), Arc::new(service));
+                if self.services.insert(key.clone(), Arc::new(service)).is_none() {
+                    self.count_service(&key.namespace, true);
+                }
                 true
             }
-            None => self.services.remove(key).is_some(),
+            None => {
+                let existed = self.services.remove(key).is_some();
+                if existed {
+                    self.count_service(&key.namespace, false);
+                }
+                existed
+            }
         };
         if changed {
             debug!(service = %key, "changed");
             self.touch().services.insert(key.clone());
+        }
+    }
+
+    /// Counts the Services of a namespace, which exists as long as it has one.
+    fn count_service(&mut self, namespace: &Arc<str>, came: bool) {
+        let count = self.populated.entry(Arc::clone(namespace)).or_default();
+        *count = if came { *count + 1 } else { count.saturating_sub(1) };
+        let count = *count;
+        if count == 0 {
+            self.populated.remove(namespace);
+        }
+        if count == usize::from(came) {
+            self.told_namespaces = None;
         }
     }
 
@@ -331,9 +360,12 @@ impl Index {
     }
 
     fn link(&mut self, slice: &Arc<EndpointSlice>) {
-        let list = self.slices.entry(slice.service.clone()).or_default();
-        let at = list.partition_point(|other| other.name < slice.name);
-        list.insert(at, Arc::clone(slice));
+        if let Some(list) = self.slices.get_mut(&slice.service) {
+            let at = list.partition_point(|other| other.name < slice.name);
+            list.insert(at, Arc::clone(slice));
+        } else {
+            self.slices.insert(slice.service.clone(), vec![Arc::clone(slice)]);
+        }
     }
 
     fn unlink(&mut self, slice: &Arc<EndpointSlice>) {
@@ -364,6 +396,7 @@ impl Index {
         let changed =
             if exists { self.namespaces.insert(Arc::clone(name)) } else { self.namespaces.remove(name) };
         if changed {
+            self.told_namespaces = None;
             self.touch();
         }
     }
@@ -377,11 +410,13 @@ impl Index {
         for problem in problems.iter().filter(|problem| !old.contains(problem)) {
             warn!(kind = problem.kind, object = problem.object, problem = problem.message, "refused");
         }
+        let count = self.troubled.entry(kind).or_default();
         if problems.is_empty() {
-            self.problems.remove(&slot);
+            *count -= usize::from(self.problems.remove(&slot).is_some());
         } else {
-            self.problems.insert(slot, problems);
+            *count += usize::from(self.problems.insert(slot, problems).is_none());
         }
+        self.told_problems = None;
         self.touch();
     }
 

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use netd_model::{EndpointSlice, Node, ObjectName, Service, Snapshot};
+use netd_model::{EndpointSlice, Node, ObjectName, Service, Shared, Snapshot};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio::task::spawn_blocking;
@@ -81,10 +81,10 @@ fn try_load(path: &Path) -> io::Result<Snapshot> {
         generation: 0,
         stale: true,
         services: stored.services.into_iter().map(|s| (s.name.clone(), s)).collect(),
-        slices,
+        slices: slices.into_iter().collect(),
         nodes: stored.nodes.into_iter().map(|n| (Arc::clone(&n.name), n)).collect(),
-        namespaces: stored.namespaces,
-        problems: Vec::new(),
+        namespaces: stored.namespaces.into(),
+        problems: Shared::default(),
     })
 }
 
@@ -132,7 +132,7 @@ fn save(path: &Path, snapshot: &Snapshot) -> io::Result<()> {
         services: snapshot.services.values().cloned().collect(),
         slices: snapshot.slices.values().flatten().cloned().collect(),
         nodes: snapshot.nodes.values().cloned().collect(),
-        namespaces: snapshot.namespaces.clone(),
+        namespaces: BTreeSet::clone(&snapshot.namespaces),
     };
     let directory = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or_else(|| Path::new("."));
     fs::create_dir_all(directory)?;

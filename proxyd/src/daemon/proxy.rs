@@ -10,7 +10,7 @@ use netd_admin::{DataplaneState, Refusal};
 use netd_dataplane::{Applied, ApplyError};
 use netd_kernel::clock::{Clock, SystemClock};
 use netd_model::{
-    Dirty, FrontendAddress, FrontendKey, LocalPods, NodePortAddresses, NodeView, Protocol, Scope,
+    FrontendAddress, FrontendKey, LocalPods, NodePortAddresses, NodeView, Planner, Protocol, Scope,
     ServicePlan, Snapshot,
 };
 use netd_watch::{Subscriber, Update};
@@ -37,6 +37,7 @@ pub(super) struct Proxy {
     around: Surroundings,
     planes: Planes,
     clock: SystemClock,
+    planner: Planner,
     /// The newest snapshot that is to be in the kernel, and whether it is.
     wanted: Option<Wanted>,
     backoff: Duration,
@@ -72,7 +73,9 @@ impl Proxy {
     pub(super) fn new(around: Surroundings, told: watch::Sender<health_checks::Wanted>) -> Result<Self> {
         let planes = Planes::choose(&around.config)?;
         info!(dataplane = planes.name(), reason = planes.reason(), "chose the dataplane");
+        let view = node_view(&around.config, &around.node, &Snapshot::default());
         Ok(Self {
+            planner: Planner::new(view),
             around,
             planes,
             clock: SystemClock,
@@ -119,16 +122,11 @@ impl Proxy {
 
     fn take(&mut self, update: Update) {
         let view = node_view(&self.around.config, &self.around.node, &update.snapshot);
-        let dirty = match &self.wanted {
-            // A Service may inherit a destination that another one gave up.
-            Some(before) if !update.nodes_changed => update.dirty.clone().with_losers_of(&before.plan),
-            _ => Dirty::All,
-        };
         self.around.health.queued();
         // Seen, even if nobody asks before it goes.
         self.around.health.is_eligible(Some(&update.snapshot));
         self.checks.update(&update.snapshot, &self.around.node, &update.dirty);
-        let (plan, scope) = netd_model::plan(&update.snapshot, &view, &dirty);
+        let (plan, scope) = self.planner.update(&update.snapshot, &view, &update.dirty);
         for plane in self.planes.iter_mut() {
             plane.widen(&scope);
         }

@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 use netd_model::build::{node_view, service, slice, snapshot};
-use netd_model::{Dirty, plan};
+use netd_model::plan;
 
 use super::*;
 
@@ -22,7 +22,7 @@ fn services_show_what_the_plan_makes_of_them() {
         .service(service("local").cluster_ip("10.96.0.12").tcp(80).node_port(30081).external_local())
         .slice(slice("local").tcp(8080).on("w2", "172.16.2.6"))
         .build();
-    let (plan, _scope) = plan(&snapshot, &node_view("w1"), &Dirty::All);
+    let plan = plan(&snapshot, &node_view("w1"));
     let states = services(&snapshot, &plan);
     let names: Vec<(&str, &str)> =
         states.iter().map(|s| (s.name.as_str(), s.service_type.as_str())).collect();
@@ -57,7 +57,7 @@ fn masquerade_tells_the_sources_for_which_it_differs() {
         .build();
     let prefixes = LocalPods::Prefixes(vec!["172.16.0.0/16".parse().unwrap()]);
     let view = netd_model::NodeView { local_pods: prefixes, ..node_view("w1") };
-    let (plan, _scope) = plan(&snapshot, &view, &Dirty::All);
+    let plan = plan(&snapshot, &view);
     let web = &services(&snapshot, &plan)[0].frontends[0];
     assert_eq!((web.verdict.as_str(), web.masquerade.as_str()), ("Balance", "Always (pod: Hairpin)"));
 }

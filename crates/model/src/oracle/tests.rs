@@ -1,7 +1,6 @@
-use std::collections::BTreeMap;
-
 use super::*;
 use crate::build::{ip, key, name, net, node_port_key, port};
+use crate::ordered::OrderedMap;
 use crate::plan::{FrontendKind, Pool, PoolId, PoolScope, ServicePortName, VerdictBySource};
 
 const VIP: &str = "10.96.0.10";
@@ -37,7 +36,7 @@ fn member(address: &str, local: bool) -> PoolEndpoint {
 fn plan(frontends: impl IntoIterator<Item = (FrontendKey, Frontend)>) -> ServicePlan {
     let mut plan = ServicePlan::empty();
     plan.v4.frontends = frontends.into_iter().collect();
-    plan.v4.pools = BTreeMap::from([
+    plan.v4.pools = OrderedMap::from_iter([
         (
             PoolId { port: web(), scope: PoolScope::Cluster },
             Pool { endpoints: vec![member(POD, true), member("172.16.2.5", false)] },
@@ -209,6 +208,6 @@ fn hairpin_masquerades_only_the_client_that_reaches_itself() {
 #[test]
 fn a_plan_without_its_pool_refuses_instead_of_panicking() {
     let mut plan = node_port_plan();
-    plan.v4.pools.clear();
+    plan.v4.pools = OrderedMap::new();
     assert_eq!(verdict(&plan, &flow(Origin::Remote, OUTSIDE, NODE, 30080)), Expected::Reject);
 }

@@ -3,7 +3,7 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use netd_model::{Dirty, LocalPods, NodePortAddresses, NodeView, ObjectName, ServicePlan, Snapshot, plan};
+use netd_model::{LocalPods, NodePortAddresses, NodeView, ObjectName, ServicePlan, Snapshot, plan};
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -443,7 +443,7 @@ fn planned(snapshot: &Snapshot) -> ServicePlan {
         allowed_external_ips: Vec::new(),
         answered_here: BTreeSet::new(),
     };
-    plan(snapshot, &node, &Dirty::All).0
+    plan(snapshot, &node)
 }
 
 #[tokio::test]
@@ -498,7 +498,7 @@ async fn the_api_and_a_directory_with_the_same_objects_give_the_same_plan() {
     let source = Source::Manifests(ManifestsConfig::new(dir.path()));
     tokio::spawn(run(source, Options::default(), publisher, stopped));
     let by_directory = until(&mut subscriber, "the directory's snapshot", |_| true).await;
-    assert_eq!(by_api.problems, []);
+    assert_eq!(*by_api.problems, []);
     assert_eq!(by_api, by_directory);
     let plan = planned(&by_api);
     assert_eq!(plan, planned(&by_directory));

@@ -88,7 +88,7 @@ fn a_relist_removes_only_at_its_end_and_only_what_it_lacks() {
     index.finish(Kind::Service);
     let (snapshot, change) = index.snapshot().unwrap();
     assert_eq!(snapshot.services.len(), 1);
-    assert_eq!(snapshot.problems, [], "a refused object that is gone is no problem");
+    assert_eq!(*snapshot.problems, [], "a refused object that is gone is no problem");
     assert_eq!(names(&change).unwrap(), ["a", "b", "c"]);
 }
 

@@ -1,3 +1,4 @@
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use proptest::prelude::*;
@@ -13,7 +14,7 @@ const HERE: &str = "here";
 const VIP: &str = "192.0.2.10";
 
 fn make(snapshot: &Snapshot, node: &NodeView) -> ServicePlan {
-    plan(snapshot, node, &Dirty::All).0
+    plan(snapshot, node)
 }
 
 fn detecting() -> NodeView {
@@ -435,31 +436,6 @@ fn the_same_port_number_with_another_protocol_is_no_conflict() {
     assert!(plan.notices.is_empty());
 }
 
-// === scope ===
-
-#[test]
-fn the_scope_has_what_is_dirty_and_what_may_inherit_an_address() {
-    let snapshot =
-        snapshot().service(web()).service(service("lb").cluster_ip("10.96.0.2").tcp(80).vip(VIP)).build();
-    let node = node_view(HERE);
-    assert_eq!(plan(&snapshot, &node, &Dirty::All).1, Scope::Full);
-    let dirty = Dirty::Services([name("gone")].into());
-    assert_eq!(plan(&snapshot, &node, &dirty).1, Scope::Services([name("gone"), name("lb")].into()));
-}
-
-#[test]
-fn who_loses_a_destination_is_in_scope_now_and_next_time() {
-    let older = service("older").cluster_ip("10.96.0.1").tcp(80).node_port(30080).created(1);
-    let younger = service("younger").cluster_ip("10.96.0.2").tcp(80).node_port(30080).created(2);
-    let node = node_view(HERE);
-    let dirty = Dirty::Services([name("older")].into());
-    let (before, scope) = plan(&snapshot().service(older).service(younger).build(), &node, &dirty);
-    assert_eq!(scope, Scope::Services([name("older"), name("younger")].into()));
-    let Dirty::Services(next) = dirty.with_losers_of(&before) else { panic!("was not all") };
-    assert_eq!(next, [name("older"), name("younger")].into());
-    assert_eq!(Dirty::All.with_losers_of(&before), Dirty::All);
-}
-
 // === laws over many snapshots ===
 
 prop_compose! {
@@ -518,7 +494,9 @@ fn assemble(services: &[ServiceBuilder], slices: &[EndpointSlice]) -> Snapshot {
     }
     let mut made = made.build();
     for slice in slices {
-        made.slices.entry(slice.service.clone()).or_default().push(Arc::new(slice.clone()));
+        let mut slices = made.slices.remove(&slice.service).unwrap_or_default();
+        slices.push(Arc::new(slice.clone()));
+        made.slices.insert(slice.service.clone(), slices);
     }
     made
 }
