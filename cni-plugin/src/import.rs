@@ -30,7 +30,7 @@ pub fn leases(directory: &Path) -> Result<Vec<Lease>> {
         }
         match leases.iter_mut().find(|lease| lease.owner == owner) {
             Some(lease) => lease.addresses.push(address),
-            None => leases.push(Lease { owner, pod: None, addresses: vec![address] }),
+            None => leases.push(Lease { owner, addresses: vec![address], ..Lease::default() }),
         }
     }
     Ok(leases)

@@ -27,9 +27,10 @@ impl Alias {
         let (network, rest) = text.strip_prefix(Self::START)?.split_once(" ip=")?;
         let (addresses, rest) = rest.split_once(" if=")?;
         let (interface, container) = rest.split_once(" id=")?;
-        let addresses: Vec<IpAddr> = addresses.split(',').map(str::parse).collect::<Result<_, _>>().ok()?;
+        let addresses = addresses.split(',').filter(|text| !text.is_empty()).map(str::parse);
+        let addresses: Vec<IpAddr> = addresses.collect::<Result<_, _>>().ok()?;
         let owner = Owner { container: container.to_owned(), interface: interface.to_owned() };
-        let lease = Lease { owner, pod: None, addresses };
+        let lease = Lease { owner, addresses, ..Lease::default() };
         Some(Self { network: network.to_owned(), lease, cut: text.len() >= LONGEST })
     }
 

@@ -71,6 +71,16 @@ pub enum Error {
         /// What was found.
         reason: String,
     },
+    /// Something is longer than a ledger has room for.
+    #[error("{what} is {length} long, a ledger has room for {limit}")]
+    TooLong {
+        /// What it is.
+        what: &'static str,
+        /// How long it is.
+        length: u64,
+        /// How long it may be.
+        limit: u64,
+    },
     /// A file operation failed.
     #[error("{action} {}: {cause}", path.display())]
     Io {

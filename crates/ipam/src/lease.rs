@@ -4,8 +4,10 @@ use std::collections::HashMap;
 use std::fmt;
 use std::net::IpAddr;
 
+use netd_kernel::conntrack::Transport;
+
 /// One attachment: a container and the interface in it, the key of the CNI spec.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Owner {
     /// The runtime's container (sandbox) id.
     pub container: String,
@@ -37,7 +39,7 @@ impl fmt::Display for Pod {
 }
 
 /// Addresses in the hands of one owner: at most one a pool, all or none of them.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Lease {
     /// Who has them.
     pub owner: Owner,
@@ -45,6 +47,56 @@ pub struct Lease {
     pub pod: Option<Pod>,
     /// The addresses, in the order of the pools they came from.
     pub addresses: Vec<IpAddr>,
+    /// Ports of the node that lead to the pod; none after a rebuild.
+    pub ports: Vec<PortMapping>,
+    /// The bridge that the pod hangs on; `None` after a rebuild, and where there is none.
+    pub bridge: Option<String>,
+}
+
+/// A port of the node that leads to one of the pod's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PortMapping {
+    /// The protocol.
+    pub transport: Transport,
+    /// The port of the node.
+    pub host_port: u16,
+    /// The pod's port.
+    pub container_port: u16,
+    /// The one address of the node that counts, or the unspecified one of the one family that counts.
+    pub host_ip: Option<IpAddr>,
+}
+
+/// What somebody asks for.
+#[derive(Debug, Clone, Copy)]
+pub struct Request<'a> {
+    /// Who is to have the addresses.
+    pub owner: &'a Owner,
+    /// For which pod.
+    pub pod: Option<&'a Pod>,
+    /// Addresses that are to be had, at most one of a pool.
+    pub wanted: &'a [IpAddr],
+    /// Ports of the node that are to lead to the pod, to be remembered with the lease.
+    pub ports: &'a [PortMapping],
+    /// The bridge that the pod is to hang on, to be remembered with the lease.
+    pub bridge: Option<&'a str>,
+}
+
+impl<'a> Request<'a> {
+    /// A request without wishes.
+    pub fn of(owner: &'a Owner, pod: Option<&'a Pod>) -> Self {
+        Self { owner, pod, wanted: &[], ports: &[], bridge: None }
+    }
+
+    /// The lease that it is to become.
+    pub(crate) fn lease(&self, addresses: Vec<IpAddr>) -> Lease {
+        Lease {
+            owner: self.owner.clone(),
+            pod: self.pod.cloned(),
+            addresses,
+            ports: self.ports.to_vec(),
+            bridge: self.bridge.map(str::to_owned),
+        }
+    }
 }
 
 /// All leases of a network at one moment.

@@ -1,54 +1,41 @@
-//! The ledger: one append-only file a network, so that leases survive a kill at any instruction.
+//! The ledger of a network: one file, its lock, and what happens when the file is not to be believed.
 //!
-//! `<directory>/<network>.ledger` is lines of text. Each but the second is a CRC-32 in hexadecimal, a space and JSON:
+//! `<directory>/<network>.ledger` is blocks (the inner documentation of this crate has their form); every operation
+//! reads and writes a few of them, however many leases there are.
 //!
-//! ```text
-//! 5b2c1f0e {"format":1,"network":"pods","boot":"0b1e…"}      which file this is
-//! 00000000000000000298 a4d31c77                             how many bytes are known to be written, and its CRC
-//! 1f6a0c9d {"op":"take","id":"4f2…","if":"eth0","ips":["172.16.1.2"],"ns":"default","pod":"web-0","at":81230}
-//! 77ab1290 {"op":"free","ips":["172.16.1.2"],"at":93011}     `at` is the machine's uptime in milliseconds
-//! ```
+//! **Kill.** A change is in the file's journal before it is anywhere else, so it is done or not done.
+//! Damage was done by others: the file is kept as `<network>.ledger.corrupt-<time>` and a new one starts from what the
+//! kernel says is live.
 //!
-//! Why a log and not one JSON document: an allocation appends ~150 bytes instead of rewriting and syncing all of them.
-//! It is rewritten (temporary file, fsync, rename, fsync of the directory) only when most of it is history.
-//!
-//! **Kill.** Every change is one `write` under the lock, followed by one `pwrite` of the second line. A torn record can
-//! only be the last, lies beyond the committed length, and belongs to a call that has not answered: it is cut off.
-//! Damage before the committed length, or a file shorter than it, was done by others: the file is kept as
-//! `<network>.ledger.corrupt-<time>` and a new one starts from what the kernel says is live.
-//!
-//! **Power loss.** Nothing an earlier boot wrote counts: its pods and their interfaces are gone. So an append needs
+//! **Power loss.** Nothing an earlier boot wrote counts: its pods and their interfaces are gone. So a change needs
 //! no fsync; whatever a lost page leaves behind is never read as a lease.
-//!
-//! Readers ([`Ledger::read`]) need no lock: the committed length is written last and read first.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::io;
 use std::net::IpAddr;
-use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use netd_kernel::file::{atomic_write, boot_id};
-use netd_kernel::lock::FileLock;
+use netd_kernel::lock::{FileLock, LockFile};
 
-use crate::book::{Book, Occupancy};
-use crate::lease::{Lease, Leases, Owner, Pod};
-use crate::range::Pool;
+use crate::book::{Book, Kept, Snapshot, When, build};
+use crate::contents::age;
+use crate::lease::{Lease, Leases, Owner, Pod, Request};
+use crate::range::{Pool, Span};
+use crate::store::{FORMAT, Mode, NETWORK_MAX, Refusal, Store, Unfit};
+use crate::text;
 use crate::{Error, Result};
 
-mod format;
+mod read;
 #[cfg(test)]
 mod tests;
-
-use format::{Damage, Replay};
 
 /// File name extension of a ledger; the stem is the network's name.
 pub const EXTENSION: &str = "ledger";
 /// How long another call may hold the ledger; a call holds it for less than a millisecond.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(10);
-/// Below this many records a ledger is not rewritten.
-const SMALL: usize = 512;
 /// The mode of the ledger: pod names are nobody else's business.
 const MODE: u32 = 0o600;
 
@@ -93,262 +80,279 @@ pub struct Options<'a> {
     pub now: Moment,
 }
 
-/// What opening a ledger came upon.
+/// What opening and using a ledger came upon.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Opened {
     /// Where a damaged ledger was put aside, and what was wrong with it.
     pub damaged: Option<(PathBuf, String)>,
-    /// How many leases of an earlier boot ended.
+    /// Whether leases of an earlier boot ended.
     pub voided: bool,
+    /// Whether a ledger of an earlier format was taken over.
+    pub migrated: bool,
     /// How many live leases were found in the kernel instead of in the file.
     pub rebuilt: usize,
 }
 
-/// A network's ledger, open and locked: no other process changes it until this is dropped.
+/// A network's ledger, open and locked: no other process changes it until this is dropped or suspended.
 #[derive(Debug)]
-pub struct Ledger {
-    place: Place,
-    file: File,
-    /// Bytes of whole records, which is where the next one goes.
-    length: u64,
-    records: usize,
+pub struct Ledger<'a> {
+    desk: Desk<'a>,
     book: Book,
+    _lock: FileLock,
 }
 
-/// What a ledger says, read without its lock.
-#[derive(Debug, Default)]
-pub struct Contents {
-    book: Book,
-}
-
-impl Contents {
-    /// Every lease in the order they were taken, and for how long at the uptime `now`, where that is known.
-    pub fn leases(&self, now: Duration) -> impl Iterator<Item = (&Lease, Option<Duration>)> {
-        self.book.leases_since().map(move |(lease, taken)| (lease, age(taken, now)))
-    }
-
-    /// How full a pool is at the uptime `now`.
-    pub fn occupancy(&self, pool: &Pool, now: Duration, cool_down: Duration) -> Occupancy {
-        self.book.occupancy(pool, now, cool_down)
-    }
-}
-
-/// How long ago it was, at the uptime `now`; zero stands for not known.
-fn age(taken: Duration, now: Duration) -> Option<Duration> {
-    if taken.is_zero() { None } else { now.checked_sub(taken) }
-}
-
-/// Which ledger, when, and the lock on it.
+/// A network's ledger while others may change it.
 #[derive(Debug)]
-struct Place {
+pub struct Suspended<'a> {
+    desk: Desk<'a>,
+    lock: LockFile,
+}
+
+/// Tells the leases that the kernel shows to be in use.
+type Live<'a> = Box<dyn FnMut() -> Result<Vec<Lease>, String> + 'a>;
+
+/// Which ledger, when, and how it is made anew.
+struct Desk<'a> {
     path: PathBuf,
     network: String,
     now: Moment,
     cool_down: Duration,
-    _lock: FileLock,
+    live: Live<'a>,
+    opened: Opened,
+}
+
+impl std::fmt::Debug for Desk<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Desk").field("path", &self.path).field("now", &self.now).finish_non_exhaustive()
+    }
 }
 
 // === impl Ledger ===
 
-impl Ledger {
+impl<'a> Ledger<'a> {
     /// Opens and locks a network's ledger.
     ///
     /// `live` tells the leases that the kernel shows to be in use. It is asked only when there is no ledger of this
-    /// boot to believe: none at all, one of an earlier boot, or a damaged one.
+    /// boot to believe: none at all, one of an earlier boot, or a damaged one, which may be noticed by a later
+    /// operation.
     ///
     /// # Errors
     /// When the lock is held for 10 s, when a file operation fails, when a later netd wrote the ledger
     /// ([`Error::Newer`], nothing is changed), or when `live` fails.
     pub fn open<E: std::fmt::Display>(
         options: Options<'_>,
-        live: impl FnOnce() -> Result<Vec<Lease>, E>,
-    ) -> Result<(Self, Opened)> {
+        mut live: impl FnMut() -> Result<Vec<Lease>, E> + 'a,
+    ) -> Result<Self> {
         let Options { directory, network, cool_down, now } = options;
+        if network.len() > NETWORK_MAX {
+            let (length, limit) = (network.len() as u64, NETWORK_MAX as u64);
+            return Err(Error::TooLong { what: "the network's name", length, limit });
+        }
         let lock = lock(directory, network)?;
-        let place = Place {
-            path: path_of(directory, network),
+        let mut desk = Desk {
+            path: Self::path_of(directory, network),
             network: network.to_owned(),
             now,
             cool_down,
-            _lock: lock,
+            live: Box::new(move || live().map_err(|error| error.to_string())),
+            opened: Opened::default(),
         };
-        let path = &place.path;
-        let mut opened = Opened::default();
-        match read_file(path)?.map(|bytes| format::replay(bytes, network, &place.now.boot)) {
-            Some(Ok(replay)) => return Ok((Self::adopt(place, replay)?, opened)),
-            Some(Err(Damage::Newer(found))) => {
-                return Err(Error::Newer { path: path.clone(), found, known: format::FORMAT });
-            }
-            Some(Err(Damage::OtherBoot)) => opened.voided = true,
-            Some(Err(Damage::Torn(reason))) => opened.damaged = Some((put_aside(path)?, reason)),
-            None => {}
-        }
-        let live = live().map_err(|e| Error::Scan { path: path.clone(), cause: e.to_string() })?;
-        let mut book = Book::default();
-        opened.rebuilt = live.into_iter().filter(|lease| book.take(lease.clone())).count();
-        let (file, length) = write_whole(&place, &book)?;
-        Ok((Self { place, file, length, records: book.size(), book }, opened))
+        let book = desk.open()?;
+        Ok(Self { desk, book, _lock: lock })
     }
 
-    /// Reads the leases of a ledger without locking it.
-    ///
-    /// A ledger that does not exist yet, or was written before a reboot, has no leases.
+    /// What opening and using it came upon until now.
+    pub fn opened(&self) -> &Opened {
+        &self.desk.opened
+    }
+
+    /// Lets others change the ledger for a while; cheaper to open again than another one.
     ///
     /// # Errors
-    /// [`Error::Corrupt`] when the file is damaged; the next ADD repairs it.
-    pub fn read(path: &Path) -> Result<Leases> {
-        Self::read_at(path, &boot_id()?)
-    }
-
-    /// The path of a network's ledger.
-    pub fn path_of(directory: &Path, network: &str) -> PathBuf {
-        path_of(directory, network)
-    }
-
-    /// Reads what a ledger says of leases and releases, without locking it: for who wants to show it.
-    ///
-    /// A ledger that does not exist yet, or was written before a reboot, says nothing.
-    ///
-    /// # Errors
-    /// [`Error::Corrupt`] when the file is damaged; the next ADD repairs it.
-    pub fn inspect(path: &Path) -> Result<Contents> {
-        Self::inspect_at(path, &boot_id()?)
-    }
-
-    fn read_at(path: &Path, boot: &str) -> Result<Leases> {
-        Ok(Self::inspect_at(path, boot)?.book.leases().cloned().collect())
-    }
-
-    fn inspect_at(path: &Path, boot: &str) -> Result<Contents> {
-        let network = path.file_stem().unwrap_or_default().to_string_lossy();
-        match read_file(path)?.map(|bytes| format::replay(bytes, &network, boot)) {
-            None | Some(Err(Damage::OtherBoot)) => Ok(Contents::default()),
-            Some(Ok(replay)) => Ok(Contents { book: replay.book }),
-            Some(Err(Damage::Newer(found))) => {
-                Err(Error::Newer { path: path.to_owned(), found, known: format::FORMAT })
-            }
-            Some(Err(Damage::Torn(reason))) => Err(Error::Corrupt { path: path.to_owned(), reason }),
-        }
+    /// When the kernel refuses to unlock.
+    pub fn suspend(self) -> Result<Suspended<'a>> {
+        Ok(Suspended { desk: self.desk, lock: self._lock.unlock()? })
     }
 
     /// Takes one address of each pool for `owner`: all or none.
     ///
     /// # Errors
-    /// [`Error::Exists`] when the owner has a lease, [`Error::Exhausted`] when a pool has no address to give.
+    /// As [`Ledger::allocate_for`].
     pub fn allocate(&mut self, owner: &Owner, pod: Option<&Pod>, pools: &[Pool]) -> Result<Lease> {
-        self.allocate_wanted(owner, pod, pools, &[])
+        self.allocate_for(&Request::of(owner, pod), pools)
     }
 
-    /// Like [`Ledger::allocate`], but takes the `wanted` address of a pool where there is one.
-    ///
-    /// A wanted address does not wait for its cool-down: who asks for it means it.
+    /// Takes one address of each pool: all or none. A wanted address of a pool is taken in place of any other, and does
+    /// not wait for its cool-down: who asks for it means it.
     ///
     /// # Errors
-    /// Also [`Error::Outside`] and [`Error::InUse`] when a wanted address cannot be given; nothing is taken then.
-    pub fn allocate_wanted(
-        &mut self,
-        owner: &Owner,
-        pod: Option<&Pod>,
-        pools: &[Pool],
-        wanted: &[IpAddr],
-    ) -> Result<Lease> {
-        if let Some(lease) = self.book.lease_of(owner) {
-            return Err(Error::Exists { owner: owner.clone(), addresses: lease.addresses.clone() });
-        }
-        let addresses = self.book.choose(pools, wanted, self.place.now.uptime, self.place.cool_down)?;
-        let lease = Lease { owner: owner.clone(), pod: pod.cloned(), addresses };
-        self.append(&format::take(&lease, self.place.now.uptime))?;
-        // `choose` returns addresses that nobody has, so the lease is always entered.
-        self.book.take_at(lease.clone(), self.place.now.uptime);
-        Ok(lease)
+    /// [`Error::Exists`] when the owner has a lease, [`Error::Exhausted`] when a pool has no address to give,
+    /// [`Error::Outside`] and [`Error::InUse`] when a wanted address cannot be given, [`Error::TooLong`] when names or
+    /// lists have no room in a ledger; nothing is taken then.
+    pub fn allocate_for(&mut self, request: &Request<'_>, pools: &[Pool]) -> Result<Lease> {
+        self.attempt(|ledger| {
+            if let Some(segments) = ledger.book.misfit(pools)? {
+                ledger.book = ledger.desk.rewrite(&ledger.book.snapshot()?, &segments)?.0;
+            }
+            let when = When { now: ledger.desk.now.uptime, cool_down: ledger.desk.cool_down };
+            ledger.book.allocate(request, pools, when)
+        })
     }
 
     /// Ends the owner's lease and returns it; `None` when it has none, which is success.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
     pub fn release(&mut self, owner: &Owner) -> Result<Option<Lease>> {
-        let Some(lease) = self.book.lease_of(owner) else { return Ok(None) };
-        let addresses = lease.addresses.clone();
-        self.append(&format::free(&addresses, self.place.now.uptime))?;
-        Ok(addresses.first().and_then(|first| self.book.free(*first, self.place.now.uptime)))
+        self.attempt(|ledger| ledger.book.release(owner, ledger.desk.now.uptime))
     }
 
     /// The owner's lease.
-    pub fn lease_of(&self, owner: &Owner) -> Option<&Lease> {
-        self.book.lease_of(owner)
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub fn lease_of(&mut self, owner: &Owner) -> Result<Option<Lease>> {
+        self.attempt(|ledger| Ok(ledger.book.lease_of(owner)?.map(|record| record.lease)))
     }
 
     /// The lease that holds `address`, and for how long, where that is known.
-    pub fn holder(&self, address: IpAddr) -> Option<(&Lease, Option<Duration>)> {
-        let (lease, taken) = self.book.holder(address)?;
-        Some((lease, age(taken, self.place.now.uptime)))
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub fn holder(&mut self, address: IpAddr) -> Result<Option<(Lease, Option<Duration>)>> {
+        self.attempt(|ledger| {
+            let now = ledger.desk.now.uptime;
+            Ok(ledger.book.holder(address)?.map(|record| (record.lease, age(record.taken, now))))
+        })
     }
 
-    /// Every lease, in the order they were taken.
-    pub fn leases(&self) -> impl Iterator<Item = &Lease> {
-        self.book.leases()
+    /// Every lease, in the order they were taken. Reads all of them.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub fn leases(&mut self) -> Result<Leases> {
+        self.attempt(|ledger| {
+            let snapshot = ledger.book.snapshot()?;
+            Ok(snapshot.leases.into_iter().map(|kept| kept.lease).collect())
+        })
     }
 
-    /// How full a pool is.
-    pub fn occupancy(&self, pool: &Pool) -> Occupancy {
-        self.book.occupancy(pool, self.place.now.uptime, self.place.cool_down)
-    }
-
-    /// Takes over what was read: cuts a torn tail off and rewrites a file that is mostly history.
-    fn adopt(place: Place, replay: Replay) -> Result<Self> {
-        let file = open_file(&place.path)?;
-        let Replay { book, length, records, torn_tail } = replay;
-        let mut ledger = Self { place, file, length: length as u64, records, book };
-        if torn_tail {
-            ledger.file.set_len(ledger.length).map_err(|e| ledger.io("cut the torn end off", e))?;
+    /// Does `work`, and once more on a new file when the file turns out to be damaged.
+    fn attempt<T>(&mut self, mut work: impl FnMut(&mut Self) -> Result<T>) -> Result<T> {
+        match work(self) {
+            Err(Error::Corrupt { reason, .. }) => {
+                self.book = self.desk.replace_damaged(reason)?;
+                work(self)
+            }
+            done => done,
         }
-        if ledger.records > SMALL && ledger.records > 2 * ledger.book.size() {
-            ledger.rewrite()?;
-        }
-        Ok(ledger)
-    }
-
-    fn rewrite(&mut self) -> Result<()> {
-        self.book.forget_old_releases();
-        (self.file, self.length) = write_whole(&self.place, &self.book)?;
-        self.records = self.book.size();
-        Ok(())
-    }
-
-    /// Appends one record and then commits it; on failure the file is as it was.
-    fn append(&mut self, record: &str) -> Result<()> {
-        let end = self.length + record.len() as u64;
-        let written = self
-            .file
-            .seek(SeekFrom::Start(self.length))
-            .and_then(|_| self.file.write_all(record.as_bytes()))
-            .and_then(|()| self.file.write_all_at(format::committed(end).as_bytes(), self.commit_offset()));
-        if let Err(cause) = written {
-            // The disk may be full: what stays behind the committed length is cut off by the next opener.
-            let _ = self.file.set_len(self.length);
-            return Err(self.io("append to", cause));
-        }
-        self.length = end;
-        self.records += 1;
-        Ok(())
-    }
-
-    fn commit_offset(&self) -> u64 {
-        format::header(&self.place.network, &self.place.now.boot).len() as u64
-    }
-
-    fn io(&self, action: &'static str, cause: io::Error) -> Error {
-        Error::Io { action, path: self.place.path.clone(), cause }
     }
 }
 
-/// Replaces the file by one that says what `book` holds; returns it open, with its length.
-fn write_whole(place: &Place, book: &Book) -> Result<(File, u64)> {
-    let bytes = format::render(&place.network, &place.now.boot, book);
-    atomic_write(&place.path, &bytes, MODE)?;
-    Ok((open_file(&place.path)?, bytes.len() as u64))
+impl Ledger<'_> {
+    /// The path of a network's ledger.
+    pub fn path_of(directory: &Path, network: &str) -> PathBuf {
+        directory.join(format!("{network}.{EXTENSION}"))
+    }
 }
 
-fn path_of(directory: &Path, network: &str) -> PathBuf {
-    directory.join(format!("{network}.{EXTENSION}"))
+// === impl Suspended ===
+
+impl<'a> Suspended<'a> {
+    /// Waits for the lock and opens the ledger as it is now.
+    ///
+    /// # Errors
+    /// As [`Ledger::open`].
+    pub fn resume(self) -> Result<Ledger<'a>> {
+        let Self { mut desk, lock } = self;
+        let lock = lock.exclusive(LOCK_TIMEOUT)?;
+        let book = desk.open()?;
+        Ok(Ledger { desk, book, _lock: lock })
+    }
+}
+
+// === impl Desk ===
+
+impl Desk<'_> {
+    fn open(&mut self) -> Result<Book> {
+        let file = match OpenOptions::new().read(true).write(true).open(&self.path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return self.rebuild(),
+            Err(cause) => return Err(self.failed("open", cause)),
+        };
+        match self.opened_as(file) {
+            Err(Refusal::Unfit(Unfit::Foreign)) => self.migrate(),
+            Err(Refusal::Unfit(unfit)) => self.without(unfit),
+            Err(Refusal::Failed(error)) => Err(error),
+            Ok(book) => Ok(book),
+        }
+    }
+
+    fn opened_as(&self, file: File) -> Result<Book, Refusal> {
+        let whose = (self.network.as_str(), self.now.boot.as_str());
+        let store = Store::open(Box::new(file), &self.path, whose, Mode::Journaled)?;
+        match Book::of(store) {
+            Err(Error::Corrupt { reason, .. }) => Err(Refusal::Unfit(Unfit::Damaged(reason))),
+            other => Ok(other?),
+        }
+    }
+
+    /// Takes over a ledger of the earlier format.
+    fn migrate(&mut self) -> Result<Book> {
+        let bytes = fs::read(&self.path).map_err(|cause| self.failed("read", cause))?;
+        match text::replay(&bytes, &self.network, &self.now.boot) {
+            Ok(snapshot) => {
+                self.opened.migrated = true;
+                Ok(self.rewrite(&snapshot, &[])?.0)
+            }
+            Err(unfit) => self.without(unfit),
+        }
+    }
+
+    /// Goes on where the file is not one to go on with.
+    fn without(&mut self, unfit: Unfit) -> Result<Book> {
+        match unfit {
+            Unfit::Newer(found) => Err(Error::Newer { path: self.path.clone(), found, known: FORMAT }),
+            Unfit::OtherBoot => {
+                self.opened.voided = true;
+                self.rebuild()
+            }
+            Unfit::Damaged(reason) => self.replace_damaged(reason),
+            Unfit::Foreign => self.replace_damaged("it is no ledger".to_owned()),
+        }
+    }
+
+    fn replace_damaged(&mut self, reason: String) -> Result<Book> {
+        self.opened.damaged = Some((put_aside(&self.path)?, reason));
+        self.rebuild()
+    }
+
+    /// Makes a new file of what the kernel says.
+    fn rebuild(&mut self) -> Result<Book> {
+        let live = (self.live)().map_err(|cause| Error::Scan { path: self.path.clone(), cause })?;
+        let leases = live.into_iter().map(|lease| Kept { lease, taken: Duration::ZERO }).collect();
+        let (book, count) = self.rewrite(&Snapshot { leases, ..Snapshot::default() }, &[])?;
+        self.opened.rebuilt = count;
+        Ok(book)
+    }
+
+    /// Replaces the file by one that says what `snapshot` says; returns it, and how many leases it has.
+    fn rewrite(&self, snapshot: &Snapshot, segments: &[Span]) -> Result<(Book, usize)> {
+        let (bytes, count) = build(snapshot, segments, &self.path, (&self.network, &self.now.boot))?;
+        atomic_write(&self.path, &bytes, MODE)?;
+        let file = OpenOptions::new().read(true).write(true).open(&self.path);
+        match self.opened_as(file.map_err(|cause| self.failed("open", cause))?) {
+            Ok(book) => Ok((book, count)),
+            Err(Refusal::Failed(error)) => Err(error),
+            Err(Refusal::Unfit(unfit)) => {
+                Err(Error::Corrupt { path: self.path.clone(), reason: format!("{unfit:?} as soon as written") })
+            }
+        }
+    }
+
+    fn failed(&self, action: &'static str, cause: io::Error) -> Error {
+        Error::Io { action, path: self.path.clone(), cause }
+    }
 }
 
 fn lock(directory: &Path, network: &str) -> Result<FileLock> {
@@ -363,23 +367,6 @@ fn lock(directory: &Path, network: &str) -> Result<FileLock> {
             Ok(FileLock::exclusive(&path, LOCK_TIMEOUT)?)
         }
         other => Ok(other?),
-    }
-}
-
-fn open_file(path: &Path) -> Result<File> {
-    OpenOptions::new().read(true).write(true).mode(MODE).open(path).map_err(|cause| Error::Io {
-        action: "open",
-        path: path.to_owned(),
-        cause,
-    })
-}
-
-fn read_file(path: &Path) -> Result<Option<Vec<u8>>> {
-    let mut bytes = Vec::new();
-    match File::open(path).and_then(|mut file| file.read_to_end(&mut bytes)) {
-        Ok(_) => Ok(Some(bytes)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(cause) => Err(Error::Io { action: "read", path: path.to_owned(), cause }),
     }
 }
 
@@ -403,10 +390,4 @@ fn put_aside(path: &Path) -> Result<PathBuf> {
         cause,
     })?;
     Ok(target)
-}
-
-/// The addresses of a lease, checked against what may not be in one.
-fn distinct(addresses: &[IpAddr]) -> bool {
-    !addresses.is_empty()
-        && addresses.iter().enumerate().all(|(i, a)| addresses.iter().skip(i + 1).all(|b| a != b))
 }

@@ -97,11 +97,81 @@ impl Range {
         self.is_ipv4() == other.is_ipv4() && self.first <= other.last && other.first <= self.last
     }
 
-    /// Every address from behind `after` (from the start where `None`) to the end, without the gateway.
-    pub(crate) fn addresses_after(&self, after: Option<u128>) -> impl Iterator<Item = IpAddr> + '_ {
-        let from = after.map_or(self.first, |number| number.saturating_add(1).max(self.first));
-        (from..=self.last).map(|number| to_address(number, self.is_ipv4())).filter(|a| *a != self.gateway)
+    /// The addresses that the range can hand out: one stretch, or those before and behind the gateway.
+    pub(crate) fn spans(&self) -> Vec<Span> {
+        let span = |first, last| Span { v4: self.is_ipv4(), first, last };
+        let gateway = to_number(self.gateway);
+        if !(self.first..=self.last).contains(&gateway) {
+            return vec![span(self.first, self.last)];
+        }
+        let before = (gateway > self.first).then(|| span(self.first, gateway - 1));
+        let behind = (gateway < self.last).then(|| span(gateway + 1, self.last));
+        before.into_iter().chain(behind).collect()
     }
+}
+
+/// Consecutive addresses of one family, at least one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Span {
+    pub(crate) v4: bool,
+    pub(crate) first: u128,
+    pub(crate) last: u128,
+}
+
+impl Span {
+    /// How many addresses there are; one too few where that is more than the type holds.
+    pub(crate) fn size(&self) -> u128 {
+        (self.last - self.first).saturating_add(1)
+    }
+
+    pub(crate) fn contains(&self, address: IpAddr) -> bool {
+        self.v4 == address.is_ipv4() && (self.first..=self.last).contains(&to_number(address))
+    }
+
+    pub(crate) fn overlaps(&self, other: &Self) -> bool {
+        self.v4 == other.v4 && self.first <= other.last && other.first <= self.last
+    }
+
+    pub(crate) fn lies_in(&self, other: &Self) -> bool {
+        self.v4 == other.v4 && other.first <= self.first && self.last <= other.last
+    }
+
+    /// What of it lies in none of `others`, which are in order and do not overlap.
+    pub(crate) fn without<'a>(&self, others: impl IntoIterator<Item = &'a Self>) -> Vec<Self> {
+        let (mut rest, mut from) = (Vec::new(), Some(self.first));
+        for other in others.into_iter().filter(|other| other.overlaps(self)) {
+            let Some(start) = from else { break };
+            if start < other.first {
+                rest.push(Self { first: start, last: other.first - 1, ..*self });
+            }
+            from = other.last.checked_add(1);
+        }
+        if let Some(first) = from.filter(|first| *first <= self.last) {
+            rest.push(Self { first, ..*self });
+        }
+        rest
+    }
+}
+
+/// Cuts stretches at each other's ends, so that none overlaps another and each given one is made of whole ones.
+pub(crate) fn cut(spans: &[Span]) -> Vec<Span> {
+    let mut pieces = Vec::new();
+    for v4 in [true, false] {
+        let own = || spans.iter().filter(|span| span.v4 == v4);
+        let mut starts: Vec<u128> =
+            own().flat_map(|span| [Some(span.first), span.last.checked_add(1)]).flatten().collect();
+        starts.sort_unstable();
+        starts.dedup();
+        for (place, first) in starts.iter().enumerate() {
+            let last = starts.get(place + 1).map_or(u128::MAX, |next| next - 1);
+            let piece = Span { v4, first: *first, last };
+            if own().any(|span| piece.lies_in(span)) {
+                pieces.push(piece);
+            }
+        }
+    }
+    pieces.sort_unstable();
+    pieces
 }
 
 impl fmt::Display for Range {
@@ -192,7 +262,7 @@ pub(crate) fn to_number(address: IpAddr) -> u128 {
     }
 }
 
-fn to_address(number: u128, v4: bool) -> IpAddr {
+pub(crate) fn to_address(number: u128, v4: bool) -> IpAddr {
     if v4 {
         // Ranges never leave their subnet, so the number fits.
         IpAddr::V4(Ipv4Addr::from_bits(u32::try_from(number).unwrap_or(u32::MAX)))
@@ -209,10 +279,30 @@ mod tests {
         Range::new(subnet.parse().unwrap(), None, None, None).unwrap()
     }
 
+    fn addresses(range: &Range) -> Vec<String> {
+        let spans = range.spans();
+        let each = spans.iter().flat_map(|span| span.first..=span.last);
+        each.map(|number| to_address(number, range.is_ipv4()).to_string()).collect()
+    }
+
+    #[test]
+    fn stretches_are_cut_at_each_others_ends() {
+        let span = |first, last| Span { v4: true, first, last };
+        assert_eq!(cut(&[span(1, 9), span(5, 20), span(30, 30)]), [span(1, 4), span(5, 9), span(10, 20), span(30, 30)]);
+        let all = Span { v4: false, first: 0, last: u128::MAX };
+        assert_eq!(cut(&[all, Span { first: 7, last: 7, ..all }]).len(), 3);
+        assert_eq!(span(1, 9).without(&[span(3, 4), span(9, 12)]), [span(1, 2), span(5, 8)]);
+        assert_eq!(span(1, 9).without(&[span(0, 9)]), []);
+        assert_eq!(span(1, 9).without(&[]), [span(1, 9)]);
+    }
+
     #[test]
     fn a_range_leaves_out_network_broadcast_and_gateway() {
-        let all: Vec<_> = range("10.1.2.0/29").addresses_after(None).map(|a| a.to_string()).collect();
+        let all = addresses(&range("10.1.2.0/29"));
         assert_eq!(all, ["10.1.2.2", "10.1.2.3", "10.1.2.4", "10.1.2.5", "10.1.2.6"]);
+        let ip = |text: &str| Some(text.parse().unwrap());
+        let middle = Range::new("10.1.2.0/29".parse().unwrap(), None, ip("10.1.2.4"), ip("10.1.2.3")).unwrap();
+        assert_eq!(addresses(&middle), ["10.1.2.1", "10.1.2.2", "10.1.2.4"]);
         assert_eq!(range("10.1.2.0/29").capacity(), 5);
         assert_eq!(range("fd00::/125").capacity(), 6);
         assert_eq!(range("::/0").capacity(), u128::MAX - 1);

@@ -1,141 +1,256 @@
-//! A ledger's record read in place: the text that this crate writes, without a general JSON reader.
-//!
-//! Every call of the plugin reads the whole ledger, and of nearly all records it needs no more than the addresses. So
-//! [`parse`] points into the text, and what it does not know as its own writing (escapes, another order of the keys,
-//! keys of a later version) is left to `serde_json`. The test beside the writer holds the two readers equal.
+//! A lease as bytes in a chain of blocks.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::time::Duration;
 
-use memchr::memchr;
+use netd_kernel::conntrack::Transport;
 
-use crate::lease::{Lease, Owner, Pod};
+use crate::address::Number;
+use crate::lease::{Lease, Owner, Pod, PortMapping};
+use crate::store::{Id, Kind, PAYLOAD, Store};
+use crate::{Error, Result};
 
-/// Whether a lease begins or ends.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Kind {
-    /// A lease begins.
-    Take,
-    /// A lease ends.
-    Free,
+/// Bytes of a lease at most: with the most addresses, a change still fits into the journal.
+const LONGEST: usize = 16 * 1024;
+/// Addresses of a lease at most.
+const ADDRESSES: usize = 16;
+/// Bytes of a container id at most.
+pub(crate) const CONTAINER_MAX: usize = 1024;
+/// Where the content begins in a block, behind the number of the next block and, in the first, the length.
+const CONTENT: usize = 8;
+
+/// A lease with what only the file needs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Record {
+    pub(crate) lease: Lease,
+    /// Uptime of the machine when it began; zero where that is not known.
+    pub(crate) taken: Duration,
+    /// Place in the order of leases.
+    pub(crate) order: u64,
+    /// The numbers of its addresses, in their order.
+    pub(crate) numbers: Vec<Number>,
 }
 
-/// A record, pointing into its text. A key that is not there is empty.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Record<'a> {
-    pub(crate) kind: Kind,
-    pub(crate) container: &'a str,
-    pub(crate) interface: &'a str,
-    /// The addresses in quotes, separated by commas; see [`read_addresses`].
-    pub(crate) addresses: &'a str,
-    pub(crate) namespace: &'a str,
-    pub(crate) pod: &'a str,
-    pub(crate) uid: &'a str,
-    /// Uptime in milliseconds.
-    pub(crate) at: u64,
-}
-
-impl Record<'_> {
-    /// The lease that begins with this record.
-    pub(crate) fn lease(&self) -> Lease {
-        let owner = Owner { container: self.container.to_owned(), interface: self.interface.to_owned() };
-        let pod = (!self.pod.is_empty()).then(|| Pod {
-            namespace: self.namespace.to_owned(),
-            name: self.pod.to_owned(),
-            uid: self.uid.to_owned(),
-        });
-        let mut addresses = Vec::new();
-        // `parse` is followed by `read_addresses` before a record is believed.
-        let _ = read_addresses(self.addresses, &mut addresses);
-        Lease { owner, pod, addresses }
-    }
-}
-
-/// Reads a record that is written as this crate writes; `None` says nothing of it.
-pub(crate) fn parse(text: &str) -> Option<Record<'_>> {
-    if memchr(b'\\', text.as_bytes()).is_some() {
-        return None;
-    }
-    let (kind, mut rest) = match text.strip_prefix(TAKE) {
-        Some(rest) => (Kind::Take, rest),
-        None => (Kind::Free, text.strip_prefix(FREE)?),
+/// Refuses what has no room in a file.
+pub(crate) fn check(lease: &Lease) -> Result<()> {
+    let too_long = |what, length: usize, limit: usize| {
+        if length > limit {
+            Err(Error::TooLong { what, length: length as u64, limit: limit as u64 })
+        } else {
+            Ok(())
+        }
     };
-    let container = string(&mut rest, ID)?;
-    let interface = string(&mut rest, INTERFACE)?;
-    rest = rest.strip_prefix(ADDRESSES)?;
-    let (addresses, after) = rest.split_at_checked(memchr(b']', rest.as_bytes())?)?;
-    rest = after.strip_prefix(']')?;
-    let namespace = string(&mut rest, ",\"ns\":\"")?;
-    let pod = string(&mut rest, ",\"pod\":\"")?;
-    let uid = string(&mut rest, ",\"uid\":\"")?;
-    let at = rest.strip_prefix(",\"at\":")?.strip_suffix('}')?;
-    let at = at.bytes().all(|byte| byte.is_ascii_digit()).then(|| at.parse().ok())??;
-    Some(Record { kind, container, interface, addresses, namespace, pod, uid, at })
+    too_long("the container id", lease.owner.container.len(), CONTAINER_MAX)?;
+    too_long("the list of addresses", lease.addresses.len(), ADDRESSES)?;
+    let numbers = vec![0; lease.addresses.len()];
+    let record = Record { lease: lease.clone(), taken: Duration::ZERO, order: 0, numbers };
+    too_long("the lease (names and ports together)", encode(&record).len(), LONGEST)
 }
 
-const TAKE: &str = "{\"op\":\"take\"";
-const FREE: &str = "{\"op\":\"free\"";
-const ID: &str = ",\"id\":\"";
-const INTERFACE: &str = ",\"if\":\"";
-const ADDRESSES: &str = ",\"ips\":[";
+/// Writes a new lease, and returns its first block.
+pub(crate) fn write(store: &mut Store, record: &Record) -> Result<Id> {
+    let bytes = encode(record);
+    let first = store.allocate(Kind::Lease)?;
+    let mut id = first;
+    let mut chunks = bytes.chunks(PAYLOAD - CONTENT).peekable();
+    while let Some(chunk) = chunks.next() {
+        let kind = if id == first { Kind::Lease } else { Kind::Rest };
+        let next = if chunks.peek().is_some() { store.allocate(Kind::Rest)? } else { 0 };
+        let block = store.block_mut(id, kind)?;
+        block.put_u32(0, next);
+        block.put_u32(4, if id == first { u32::try_from(bytes.len()).unwrap_or(u32::MAX) } else { 0 });
+        block.put(CONTENT, chunk);
+        id = next;
+    }
+    Ok(first)
+}
 
-/// How the record begins that says that `owner` has a lease: so one is found without reading the others.
-pub(crate) fn beginning(owner: &Owner) -> String {
-    let mut text = TAKE.to_owned();
-    for (key, value) in [(ID, &owner.container), (INTERFACE, &owner.interface)] {
-        if !value.is_empty() {
-            text.extend([key, value, "\""]);
+/// Reads the lease that begins with block `id`.
+pub(crate) fn read(store: &mut Store, id: Id) -> Result<Record> {
+    let (bytes, _) = chain(store, id)?;
+    decode(&bytes).ok_or_else(|| store.damaged(format!("the lease at block {id} is unreadable")))
+}
+
+/// How many blocks the lease has that begins with block `id`.
+pub(crate) fn blocks(store: &mut Store, id: Id) -> Result<u32> {
+    Ok(chain(store, id)?.1.len() as u32)
+}
+
+/// Gives the blocks of a lease back.
+pub(crate) fn free(store: &mut Store, id: Id) -> Result<()> {
+    let (_, blocks) = chain(store, id)?;
+    blocks.into_iter().try_for_each(|id| store.free(id))
+}
+
+fn chain(store: &mut Store, first: Id) -> Result<(Vec<u8>, Vec<Id>)> {
+    let length = store.block(first, Kind::Lease)?.u32(4) as usize;
+    if length > LONGEST {
+        return Err(store.damaged(format!("the lease at block {first} has {length} bytes")));
+    }
+    let (mut bytes, mut blocks) = (Vec::with_capacity(length), Vec::new());
+    let (mut id, mut kind) = (first, Kind::Lease);
+    while bytes.len() < length {
+        let block = store.block(id, kind)?;
+        bytes.extend_from_slice(block.bytes(CONTENT, (length - bytes.len()).min(PAYLOAD - CONTENT)));
+        let next = block.u32(0);
+        blocks.push(id);
+        (id, kind) = (next, Kind::Rest);
+    }
+    Ok((bytes, blocks))
+}
+
+fn encode(record: &Record) -> Vec<u8> {
+    let Record { lease, taken, order, numbers } = record;
+    let mut bytes = Vec::with_capacity(PAYLOAD);
+    bytes.extend_from_slice(&u64::try_from(taken.as_millis()).unwrap_or(u64::MAX).to_le_bytes());
+    bytes.extend_from_slice(&order.to_le_bytes());
+    let mut text = |text: &str| {
+        // Longer ones were refused by their sum.
+        let length = u16::try_from(text.len()).unwrap_or(u16::MAX);
+        bytes.extend_from_slice(&length.to_le_bytes());
+        bytes.extend_from_slice(text.as_bytes());
+    };
+    text(&lease.owner.container);
+    text(&lease.owner.interface);
+    let none = Pod::default();
+    let pod = lease.pod.as_ref().unwrap_or(&none);
+    text(&pod.namespace);
+    text(&pod.name);
+    text(&pod.uid);
+    text(lease.bridge.as_deref().unwrap_or_default());
+    let flags = u8::from(lease.pod.is_some()) | u8::from(lease.bridge.is_some()) << 1;
+    bytes.push(flags);
+    bytes.push(u8::try_from(lease.addresses.len()).unwrap_or(u8::MAX));
+    for (address, number) in lease.addresses.iter().zip(numbers) {
+        bytes.extend_from_slice(&number.to_le_bytes());
+        put_address(&mut bytes, Some(*address));
+    }
+    let count = u16::try_from(lease.ports.len()).unwrap_or(u16::MAX);
+    bytes.extend_from_slice(&count.to_le_bytes());
+    for port in &lease.ports {
+        bytes.push(match port.transport {
+            Transport::Tcp => 0,
+            Transport::Udp => 1,
+            Transport::Sctp => 2,
+        });
+        bytes.extend_from_slice(&port.host_port.to_le_bytes());
+        bytes.extend_from_slice(&port.container_port.to_le_bytes());
+        put_address(&mut bytes, port.host_ip);
+    }
+    bytes
+}
+
+fn put_address(bytes: &mut Vec<u8>, address: Option<IpAddr>) {
+    match address {
+        None => bytes.push(0),
+        Some(IpAddr::V4(address)) => {
+            bytes.push(4);
+            bytes.extend_from_slice(&address.octets());
+        }
+        Some(IpAddr::V6(address)) => {
+            bytes.push(6);
+            bytes.extend_from_slice(&address.octets());
         }
     }
-    text.push_str(ADDRESSES);
-    text
 }
 
-/// The string behind `key`, empty where the key is not there; `None` where it has no end.
-fn string<'a>(rest: &mut &'a str, key: &str) -> Option<&'a str> {
-    let Some(behind) = rest.strip_prefix(key) else { return Some("") };
-    let (value, after) = behind.split_at_checked(memchr(b'"', behind.as_bytes())?)?;
-    *rest = after.get(1..)?;
-    Some(value)
+fn decode(bytes: &[u8]) -> Option<Record> {
+    let mut reader = Reader(bytes);
+    let taken = Duration::from_millis(u64::from_le_bytes(reader.array()?));
+    let order = u64::from_le_bytes(reader.array()?);
+    let owner = Owner { container: reader.text()?, interface: reader.text()? };
+    let pod = Pod { namespace: reader.text()?, name: reader.text()?, uid: reader.text()? };
+    let bridge = reader.text()?;
+    let [flags, count] = reader.array()?;
+    let (mut addresses, mut numbers) = (Vec::new(), Vec::new());
+    for _ in 0..count {
+        numbers.push(u32::from_le_bytes(reader.array()?));
+        addresses.push(reader.address()??);
+    }
+    let mut ports = Vec::new();
+    for _ in 0..u16::from_le_bytes(reader.array()?) {
+        let [transport] = reader.array()?;
+        ports.push(PortMapping {
+            transport: Transport::ALL.get(usize::from(transport)).copied()?,
+            host_port: u16::from_le_bytes(reader.array()?),
+            container_port: u16::from_le_bytes(reader.array()?),
+            host_ip: reader.address()?,
+        });
+    }
+    if addresses.is_empty() || !reader.0.is_empty() {
+        return None;
+    }
+    let pod = (flags & 1 != 0).then_some(pod);
+    let bridge = (flags & 2 != 0).then_some(bridge);
+    Some(Record { lease: Lease { owner, pod, addresses, ports, bridge }, taken, order, numbers })
 }
 
-/// Reads a record's addresses into `into`, replacing what was there; `None` when one of them is none.
-pub(crate) fn read_addresses(text: &str, into: &mut Vec<IpAddr>) -> Option<()> {
-    into.clear();
-    if text.is_empty() {
-        return Some(());
+struct Reader<'a>(&'a [u8]);
+
+impl Reader<'_> {
+    fn array<const N: usize>(&mut self) -> Option<[u8; N]> {
+        let (bytes, rest) = self.0.split_first_chunk::<N>()?;
+        self.0 = rest;
+        Some(*bytes)
     }
-    for quoted in text.split(',') {
-        into.push(quoted.strip_prefix('"')?.strip_suffix('"')?.parse().ok()?);
+
+    fn text(&mut self) -> Option<String> {
+        let length = usize::from(u16::from_le_bytes(self.array()?));
+        let (bytes, rest) = self.0.split_at_checked(length)?;
+        self.0 = rest;
+        Some(std::str::from_utf8(bytes).ok()?.to_owned())
     }
-    Some(())
+
+    /// `None` within where there is none.
+    fn address(&mut self) -> Option<Option<IpAddr>> {
+        let [family] = self.array()?;
+        Some(match family {
+            0 => None,
+            4 => Some(IpAddr::V4(Ipv4Addr::from(self.array::<4>()?))),
+            6 => Some(IpAddr::V6(Ipv6Addr::from(self.array::<16>()?))),
+            _ => return None,
+        })
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn record() -> Record {
+        let owner = Owner { container: "c".repeat(64), interface: "eth0".into() };
+        let pod = Some(Pod { namespace: "default".into(), name: "web".into(), uid: String::new() });
+        let port = |transport, host_ip| PortMapping { transport, host_port: 80, container_port: 8080, host_ip };
+        let ports = vec![
+            port(Transport::Tcp, None),
+            port(Transport::Sctp, Some("fd00::9".parse().unwrap())),
+            port(Transport::Udp, Some("0.0.0.0".parse().unwrap())),
+        ];
+        let addresses = vec!["10.0.0.2".parse().unwrap(), "fd00::2".parse().unwrap()];
+        let lease = Lease { owner, pod, addresses, ports, bridge: Some("netd0".into()) };
+        Record { lease, taken: Duration::from_millis(1234), order: 77, numbers: vec![4, 9] }
+    }
+
     #[test]
-    fn what_is_not_our_writing_is_left_to_the_other_reader() {
-        let good = r#"{"op":"take","id":"c","if":"eth0","ips":["10.0.0.2","fd00::2"],"ns":"n","pod":"p","uid":"u","at":7}"#;
-        let record = parse(good).unwrap();
-        assert_eq!((record.kind, record.at), (Kind::Take, 7));
-        assert_eq!(record.lease().pod.unwrap().to_string(), "n/p");
-        assert_eq!(record.lease().addresses.len(), 2);
-        for end in 0..good.len() {
-            assert_eq!(parse(&good[..end]), None, "cut at {end}");
+    fn a_lease_is_read_as_it_was_written_and_no_part_of_it_is_one() {
+        let bytes = encode(&record());
+        assert_eq!(decode(&bytes), Some(record()));
+        for end in 0..bytes.len() {
+            assert_eq!(decode(&bytes[..end]), None, "cut at {end}");
         }
-        for other in [
-            good.replace("\"c\"", "\"\\u0063\""),
-            good.replace(",\"at\":7", ",\"at\":7,\"more\":1"),
-            good.replace("\"at\":7", "\"at\":+7"),
-            good.replace("\"at\":7", "\"at\": 7"),
-            good.replace("take", "keep"),
-        ] {
-            assert_eq!(parse(&other), None, "{other}");
-        }
-        let mut addresses = Vec::new();
-        for bad in ["10.0.0.2", "\"10.0.0.2\",", "\"10.0.0.256\"", "\"\""] {
-            assert_eq!(read_addresses(bad, &mut addresses), None, "{bad}");
-        }
+        let bare = Record { lease: Lease { pod: None, bridge: None, ports: vec![], ..record().lease }, ..record() };
+        assert_eq!(decode(&encode(&bare)), Some(bare));
+    }
+
+    #[test]
+    fn what_has_no_room_is_refused_by_name() {
+        let mut long = record().lease;
+        long.owner.container = "c".repeat(CONTAINER_MAX + 1);
+        let error = check(&long).unwrap_err().to_string();
+        assert!(error.contains("container id") && error.contains("1024"), "{error}");
+        let mut long = record().lease;
+        long.pod = Some(Pod { name: "p".repeat(LONGEST), ..Pod::default() });
+        assert!(matches!(check(&long), Err(Error::TooLong { .. })));
+        assert!(check(&record().lease).is_ok());
     }
 }

@@ -19,7 +19,7 @@ fn lease(directory: &Path, containers: &[&str]) {
     let mut now = Moment::now().unwrap();
     now.uptime = now.uptime.checked_sub(Duration::from_secs(120)).expect("the machine runs for two minutes");
     let options = Options { directory, network: "netd", cool_down: Duration::from_secs(30), now };
-    let (mut ledger, _) = Ledger::open(options, || Ok::<_, Infallible>(Vec::new())).unwrap();
+    let mut ledger = Ledger::open(options, || Ok::<_, Infallible>(Vec::new())).unwrap();
     let range = Range::new("172.16.0.0/24".parse().unwrap(), None, None, None).unwrap();
     for name in containers {
         let owner = Owner { container: (*name).to_owned(), interface: "eth0".to_owned() };

@@ -15,7 +15,7 @@ fn owner(name: &str) -> Owner {
 fn lease(directory: &Path, network: &str, containers: &[&str]) {
     let now = Moment::now().unwrap();
     let options = Options { directory, network, cool_down: Duration::ZERO, now };
-    let (mut ledger, _) = Ledger::open(options, || Ok::<_, Infallible>(Vec::new())).unwrap();
+    let mut ledger = Ledger::open(options, || Ok::<_, Infallible>(Vec::new())).unwrap();
     let range = Range::new("10.0.0.0/24".parse().unwrap(), None, None, None).unwrap();
     for name in containers {
         let pod = Pod { namespace: "default".into(), name: format!("pod-{name}"), uid: String::new() };
