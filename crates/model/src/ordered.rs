@@ -4,12 +4,15 @@
 //! clone must cost nothing and a change only the entries near it: a B+ tree whose nodes are behind [`Arc`]s.
 //! A change copies the nodes on the way to its entry that a clone still holds, and writes the others in place.
 
+mod iter;
+mod wire;
+
 use std::borrow::Borrow;
 use std::fmt;
 use std::sync::Arc;
 
-use serde::de::{MapAccess, Visitor};
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+pub use iter::Iter;
+use iter::Step;
 
 /// Entries of a leaf and children of an inner node, at most. Few, since a change copies a leaf.
 const WIDTH: usize = 16;
@@ -44,15 +47,15 @@ impl<K: Ord + Clone, V: Clone> Node<K, V> {
     fn insert(&mut self, key: K, value: V) -> (Option<V>, Option<(K, Arc<Self>)>) {
         match self {
             Self::Leaf(entries) => {
-                match entries.binary_search_by(|(have, _)| have.cmp(&key)) {
+                let at = match entries.binary_search_by(|(have, _)| have.cmp(&key)) {
                     Ok(at) => {
-                        if let Some(entry) = entries.get_mut(at) {
-                            return (Some(std::mem::replace(&mut entry.1, value)), None);
-                        }
+                        let old = entries.get_mut(at).map(|entry| std::mem::replace(&mut entry.1, value));
+                        return (old, None);
                     }
-                    Err(at) => entries.insert(at, (key, value)),
-                }
-                let upper = split(entries);
+                    Err(at) => at,
+                };
+                entries.insert(at, (key, value));
+                let upper = split(entries, at);
                 (None, upper.and_then(|upper| Some((upper.first()?.0.clone(), Arc::new(Self::Leaf(upper))))))
             }
             Self::Inner(children) => {
@@ -60,7 +63,7 @@ impl<K: Ord + Clone, V: Clone> Node<K, V> {
                 let Some((_, child)) = children.get_mut(at) else { return (None, None) };
                 let (replaced, upper) = Arc::make_mut(child).insert(key, value);
                 children.splice(at + 1..at + 1, upper);
-                let upper = split(children);
+                let upper = split(children, at + 1);
                 let upper =
                     upper.and_then(|upper| Some((upper.first()?.0.clone(), Arc::new(Self::Inner(upper)))));
                 (replaced, upper)
@@ -122,11 +125,12 @@ fn child_of<K: Ord + Borrow<Q>, V, Q: Ord + ?Sized>(children: &[(K, V)], key: &Q
     children.partition_point(|(first, _)| first.borrow() <= key).saturating_sub(1)
 }
 
-/// Takes the upper half of what is too long. Keys that arrive in order fill their leaves.
-fn split<T>(items: &mut Vec<T>) -> Option<Vec<T>> {
+/// Takes the upper part of what is too long: half of it, or only the last where that is what came last, so
+/// that keys that arrive in order fill their nodes. Neither part keeps room that it will not need.
+fn split<T>(items: &mut Vec<T>, at: usize) -> Option<Vec<T>> {
     (items.len() > WIDTH).then(|| {
-        let mut upper = items.split_off(items.len() / 2);
-        upper.shrink_to_fit();
+        let upper = items.split_off(if at + 1 == items.len() { at } else { items.len() / 2 });
+        items.shrink_to(WIDTH);
         upper
     })
 }
@@ -175,7 +179,7 @@ impl<K, V> OrderedMap<K, V> {
 
     /// All entries, ascending.
     pub fn iter(&self) -> Iter<'_, K, V> {
-        Iter { path: vec![Step::of(&self.root)], left: self.len }
+        Iter::new(vec![Step::of(&self.root)], self.len)
     }
 
     /// All keys, ascending.
@@ -290,14 +294,14 @@ impl<K: Ord + Clone, V: Clone> OrderedMap<K, V> {
                 Node::Leaf(entries) => {
                     let at = entries.partition_point(|(have, _)| have.borrow() < key);
                     path.push(Step::Leaf(entries.get(at..).unwrap_or_default().iter()));
-                    return Iter { path, left: 0 };
+                    return Iter::new(path, 0);
                 }
                 Node::Inner(children) => {
                     let at = child_of(children, key);
                     path.push(Step::Inner(children.get(at + 1..).unwrap_or_default().iter()));
                     match children.get(at) {
                         Some((_, child)) => node = child,
-                        None => return Iter { path, left: 0 },
+                        None => return Iter::new(path, 0),
                     }
                 }
             }
@@ -311,55 +315,6 @@ fn first_key<K, V>(mut node: &Node<K, V>) -> Option<&K> {
             Node::Leaf(entries) => return entries.first().map(|(key, _)| key),
             Node::Inner(children) => node = &children.first()?.1,
         }
-    }
-}
-
-/// Entries in ascending order.
-pub struct Iter<'a, K, V> {
-    path: Vec<Step<'a, K, V>>,
-    left: usize,
-}
-
-enum Step<'a, K, V> {
-    Leaf(std::slice::Iter<'a, (K, V)>),
-    Inner(std::slice::Iter<'a, (K, Arc<Node<K, V>>)>),
-}
-
-impl<'a, K, V> Step<'a, K, V> {
-    fn of(node: &'a Node<K, V>) -> Self {
-        match node {
-            Node::Leaf(entries) => Self::Leaf(entries.iter()),
-            Node::Inner(children) => Self::Inner(children.iter()),
-        }
-    }
-}
-
-impl<'a, K, V> Iterator for Iter<'a, K, V> {
-    type Item = (&'a K, &'a V);
-
-    fn next(&mut self) -> Option<Self::Item> {
-        loop {
-            let down = match self.path.last_mut()? {
-                Step::Leaf(entries) => match entries.next() {
-                    Some((key, value)) => {
-                        self.left = self.left.saturating_sub(1);
-                        return Some((key, value));
-                    }
-                    None => None,
-                },
-                Step::Inner(children) => children.next().map(|(_, child)| Step::of(child)),
-            };
-            match down {
-                Some(step) => self.path.push(step),
-                None => {
-                    self.path.pop();
-                }
-            }
-        }
-    }
-
-    fn size_hint(&self) -> (usize, Option<usize>) {
-        (self.left, None)
     }
 }
 
@@ -424,44 +379,6 @@ where
     /// When there is no such entry, as with the maps of the standard library.
     fn index(&self, key: &Q) -> &V {
         self.get(key).expect("an entry with the key")
-    }
-}
-
-impl<K: Serialize, V: Serialize> Serialize for OrderedMap<K, V> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_map(self)
-    }
-}
-
-impl<'de, K, V> Deserialize<'de> for OrderedMap<K, V>
-where
-    K: Deserialize<'de> + Ord + Clone,
-    V: Deserialize<'de> + Clone,
-{
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Entries<K, V>(std::marker::PhantomData<(K, V)>);
-
-        impl<'de, K, V> Visitor<'de> for Entries<K, V>
-        where
-            K: Deserialize<'de> + Ord + Clone,
-            V: Deserialize<'de> + Clone,
-        {
-            type Value = OrderedMap<K, V>;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a map")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut access: A) -> Result<Self::Value, A::Error> {
-                let mut map = OrderedMap::new();
-                while let Some((key, value)) = access.next_entry()? {
-                    map.insert(key, value);
-                }
-                Ok(map)
-            }
-        }
-
-        deserializer.deserialize_map(Entries(std::marker::PhantomData))
     }
 }
 
