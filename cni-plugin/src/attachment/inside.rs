@@ -16,6 +16,8 @@ use crate::config::{ExtraRoute, Mode};
 const LOOPBACK: Ifindex = Ifindex(1);
 /// How long duplicate detection may take; a second or two with the kernel's defaults.
 const DETECTION: Duration = Duration::from_secs(10);
+/// What the kernel answers to a gateway that it cannot use (`asm-generic/errno-base.h`).
+const EINVAL: i32 = 22;
 
 impl Attachment<'_> {
     /// Configures the pod's end.
@@ -181,11 +183,22 @@ fn add_routes(netlink: &mut Netlink, mut batch: Batch, routes: &[Route]) -> netd
     }
     // One exists: one by one, so that no other refusal is hidden behind it.
     for route in routes {
-        // The route to the gateway may be the other interface's.
-        match netlink.add_route(&Route { onlink: route.gateway.is_some(), ..route.clone() }) {
-            Err(error) if !error.is_exists() => return Err(error),
-            Ok(()) | Err(_) => {}
-        }
+        add_shared_route(netlink, route)?;
     }
     Ok(())
+}
+
+/// Adds a route whose gateway another interface of the pod may lead to.
+fn add_shared_route(netlink: &mut Netlink, route: &Route) -> netd_kernel::Result<()> {
+    let mut added = netlink.add_route(&Route { onlink: route.gateway.is_some(), ..route.clone() });
+    // IPv6 takes no gateway over one interface that has a route over another (`net/ipv6/route.c:ip6_validate_gw`): then
+    // the way is through that other one.
+    let refused = added.as_ref().is_err_and(|error| error.errno() == Some(EINVAL));
+    if refused && route.gateway.is_some_and(|gateway| gateway.is_ipv6()) {
+        added = netlink.add_route(&Route { link: None, onlink: false, ..route.clone() });
+    }
+    match added {
+        Err(error) if !error.is_exists() => Err(error),
+        Ok(()) | Err(_) => Ok(()),
+    }
 }

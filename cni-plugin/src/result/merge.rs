@@ -31,6 +31,10 @@ pub(super) fn behind(
             *place = Value::from(place.as_u64().unwrap_or_default() + before as u64);
         }
         own.insert("ips".to_owned(), Value::Array(addresses));
+        let is_address = |ip: &Value| ip.get("address").is_some_and(Value::is_string);
+        if !list(&all, "ips")?.iter().all(is_address) {
+            return Err(wrong("an entry of ips has no address"));
+        }
         for key in ["interfaces", "ips", "routes"] {
             let joined = [list(&all, key)?, list(&own, key)?].concat();
             all.insert(key.to_owned(), Value::Array(joined));
@@ -97,7 +101,7 @@ mod tests {
 
     #[test]
     fn what_is_no_result_is_refused() {
-        for wrong in [json!(1), json!({ "ips": 1 }), json!({ "dns": "x" }), json!({ "interfaces": {} })] {
+        for wrong in [json!(1), json!({ "ips": 1 }), json!({ "dns": "x" }), json!({ "interfaces": {} }), json!({ "ips": [{}] })] {
             assert_eq!(behind(&wrong, Map::new(), false).unwrap_err().code, Code::Decode, "{wrong}");
         }
     }
