@@ -224,6 +224,17 @@ impl Default for FabricConfig {
     }
 }
 
+/// What pods of this node hang on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum CniMode {
+    /// A bridge.
+    #[default]
+    Bridge,
+    /// Nothing: the node has a route to each of them.
+    Routed,
+}
+
 /// What the CNI plugin is told.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
@@ -232,6 +243,8 @@ pub(crate) struct CniConfig {
     pub(crate) conflist: Option<PathBuf>,
     /// The node's address ranges for the plugin.
     pub(crate) ranges_file: PathBuf,
+    /// What pods hang on.
+    pub(crate) mode: CniMode,
     /// Name of the bridge.
     pub(crate) bridge: String,
     /// Directory of the address ledger.
@@ -239,6 +252,25 @@ pub(crate) struct CniConfig {
     /// Pod ranges of this node, where no Node object gives them.
     #[serde(rename = "podCIDRs")]
     pub(crate) pod_cidrs: Vec<IpNetwork>,
+    /// What becomes of what pods left behind that are gone.
+    pub(crate) garbage: GarbageConfig,
+}
+
+/// Collection of what pods left behind that are gone.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+pub(crate) struct GarbageConfig {
+    /// Seconds between two looks; what is to be collected must be seen at two of them. 0 switches it off.
+    pub(crate) interval_seconds: u32,
+    /// Seconds for which something must be garbage, and the least age of a lease. The default is more than twice what
+    /// kubelet gives a runtime to start a pod (`runtimeRequestTimeout`, 2 minutes).
+    pub(crate) grace_seconds: u32,
+}
+
+impl Default for GarbageConfig {
+    fn default() -> Self {
+        Self { interval_seconds: 60, grace_seconds: 300 }
+    }
 }
 
 impl Default for CniConfig {
@@ -246,9 +278,11 @@ impl Default for CniConfig {
         Self {
             conflist: Some(PathBuf::from("/etc/cni/net.d/00-netd.conflist")),
             ranges_file: PathBuf::from("/run/netd/podcidrs.json"),
+            mode: CniMode::Bridge,
             bridge: "netd0".to_owned(),
             data_dir: PathBuf::from("/var/lib/netd/ipam"),
             pod_cidrs: Vec::new(),
+            garbage: GarbageConfig::default(),
         }
     }
 }

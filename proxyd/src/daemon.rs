@@ -6,6 +6,7 @@
 //! - [`fabric`]: one OS thread for routes, masquerade and what the CNI plugin needs
 //! - [`dns`]: the responder and its address
 //! - [`reaper`]: deletes links of pods that are gone
+//! - [`pods`]: keeps what running pods need, collects what others left
 //! - [`health`]: whether load balancers may send traffic to this node
 //! - [`health_checks`]: the servers of `healthCheckNodePort`
 //! - [`http`], [`metrics`]: health, readiness and Prometheus
@@ -20,6 +21,7 @@ mod http;
 mod ipam;
 mod metrics;
 pub(crate) mod planes;
+mod pods;
 mod proxy;
 mod reaper;
 
@@ -220,10 +222,11 @@ fn start_parts(
     }
     if parts.fabric || parts.cni {
         let fabric = fabric::Network::new(context.clone());
-        tasks.spawn(on_thread("netd-fabric", subscriber.clone(), move |subscriber| fabric.run(subscriber)));
+        tasks.spawn(on_thread(fabric::THREAD, subscriber.clone(), move |subscriber| fabric.run(subscriber)));
     }
     if parts.cni {
         tasks.spawn(reaper::run(context.clone()));
+        tasks.spawn(pods::collector::run(context.clone()));
     }
     if parts.dns {
         tasks.spawn(dns::run(context.clone(), subscriber.clone()));

@@ -21,8 +21,8 @@ pub use health::{Health, exit_code};
 pub use programmed::services;
 pub use server::{AdminServer, StateSource};
 pub use state::{
-    DataplaneState, DnsState, FrontendState, IpamState, KindState, LeaseState, NodeRouteState, NoticeState,
-    PartState, PoolState, ProblemState, Refusal, ServiceState, SourceState, StateDoc, Timestamp,
+    DataplaneState, DnsState, FrontendState, GarbageState, IpamState, KindState, LeaseState, NodeRouteState,
+    NoticeState, PartState, PoolState, ProblemState, Refusal, ServiceState, SourceState, StateDoc, Timestamp,
     UpstreamState,
 };
 

@@ -45,6 +45,8 @@ pub struct StateDoc {
     pub nodes: Vec<NodeRouteState>,
     /// Pod addresses; absent when the part is off.
     pub ipam: Option<IpamState>,
+    /// What pods left behind that are gone.
+    pub garbage: GarbageState,
     /// Cluster DNS; absent when the part is off.
     pub dns: Option<DnsState>,
     /// Objects that were refused, and anything else that needs a human.
@@ -226,6 +228,21 @@ pub struct IpamState {
     pub leases: Vec<LeaseState>,
 }
 
+/// What pods left behind that are gone, since the daemon's start.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct GarbageState {
+    /// How many objects were taken away, by kind: `lease`, `link`, `ifb`, `host-ports`, `neighbour`, `route`,
+    /// `masquerade`, `put-aside`.
+    pub collected: BTreeMap<String, u64>,
+    /// What may be garbage and is still observed.
+    pub waiting: u64,
+    /// What was taken away last.
+    pub last: Option<String>,
+    /// When that was.
+    pub last_at: Option<Timestamp>,
+}
+
 /// A range of pod addresses.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
@@ -238,6 +255,8 @@ pub struct PoolState {
     pub used: u64,
     /// Addresses that can be given to pods.
     pub total: u64,
+    /// The node has another range by now; no new pod gets an address of this one.
+    pub former: bool,
 }
 
 /// A pod's address.

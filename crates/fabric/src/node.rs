@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use ipnetwork::IpNetwork;
 use netd_kernel::file::atomic_write;
-use netd_kernel::masquerade::{self, Masquerade};
+use netd_kernel::masquerade::{self, Masquerade, MasqueradedRange};
 use netd_kernel::{Netlink, hostport, sysctl};
 use netd_model::Family;
 use serde::Serialize;
@@ -17,8 +17,12 @@ use crate::error::Error;
 /// A node's part of the network.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NodeNet {
+    /// Name of the network that the daemon configures.
+    pub network: String,
     /// Prefixes of this node's pods, at most one a family.
     pub pod_cidrs: Vec<IpNetwork>,
+    /// Prefixes that this node had before and that may still have pods: they are masqueraded as well.
+    pub former_pod_cidrs: Vec<IpNetwork>,
     /// Prefixes of all pods.
     pub cluster_cidrs: Vec<IpNetwork>,
     /// Other destinations that see a pod's own address.
@@ -37,6 +41,9 @@ pub struct NodeNet {
 struct Ranges<'a> {
     #[serde(rename = "podCIDRs")]
     pod_cidrs: &'a [IpNetwork],
+    /// For a restarted daemon; the plugin hands none of these out.
+    #[serde(rename = "formerPodCIDRs", skip_serializing_if = "<[_]>::is_empty")]
+    former_pod_cidrs: &'a [IpNetwork],
     #[serde(rename = "clusterCIDRs")]
     cluster_cidrs: &'a [IpNetwork],
     #[serde(rename = "nonMasqueradeCIDRs", skip_serializing_if = "<[_]>::is_empty")]
@@ -93,14 +100,25 @@ pub fn remove_node(ranges_file: &Path) -> Result<(), Error> {
     rules.map(|_| ()).and(file)
 }
 
+/// The node's own rules; those of networks are the plugin's, but where masquerade is switched off for the node's
+/// network it has none either.
 fn masquerade(node: &NodeNet) -> Result<Option<String>, Error> {
-    if !node.masquerade {
-        let removed = masquerade::remove().map_err(Error::kernel("remove masquerade"))?;
-        return Ok(removed.then(|| "removed masquerade".to_owned()));
+    let pods = [node.pod_cidrs.as_slice(), &node.former_pod_cidrs].concat();
+    let network = masquerade::owner_of(&node.network);
+    let stale = |range: &&MasqueradedRange| {
+        let node_own = range.owner == masquerade::NODE;
+        (node_own && !pods.contains(&range.pods)) || (!node.masquerade && (node_own || range.owner == network))
+    };
+    let mut changed = false;
+    for range in masquerade::list().map_err(Error::kernel("list masquerade"))?.iter().filter(stale) {
+        changed |= masquerade::remove_range(&range.owner, &range.pods)
+            .map_err(Error::kernel("remove masquerade"))?;
     }
-    let keep = [node.cluster_cidrs.as_slice(), &node.non_masquerade_cidrs].concat();
-    let rules = Masquerade { owner: masquerade::NODE.to_owned(), pod_cidrs: node.pod_cidrs.clone(), keep };
-    let changed = masquerade::ensure(&rules).map_err(Error::kernel("ensure masquerade"))?;
+    if node.masquerade {
+        let keep = [node.cluster_cidrs.as_slice(), &node.non_masquerade_cidrs].concat();
+        let rules = Masquerade { owner: masquerade::NODE.to_owned(), pod_cidrs: pods, keep };
+        changed |= masquerade::ensure(&rules).map_err(Error::kernel("ensure masquerade"))?;
+    }
     Ok(changed.then(|| "masquerade".to_owned()))
 }
 
@@ -140,6 +158,7 @@ fn keep_router_advertisements() -> Result<(), Error> {
 fn write_ranges(node: &NodeNet) -> Result<Option<String>, Error> {
     let ranges = Ranges {
         pod_cidrs: &node.pod_cidrs,
+        former_pod_cidrs: &node.former_pod_cidrs,
         cluster_cidrs: &node.cluster_cidrs,
         non_masquerade_cidrs: &node.non_masquerade_cidrs,
         mtu: node.mtu,

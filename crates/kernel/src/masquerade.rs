@@ -94,6 +94,9 @@ pub fn owner_of(network: &str) -> String {
 pub fn ensure(masquerade: &Masquerade) -> Result<bool> {
     change("install masquerade rules", |conversation, family, batch| {
         let rules = Rules::of(masquerade, family);
+        if rules.pods.is_empty() {
+            return Ok(());
+        }
         let present = present(conversation, family)?;
         if rules.state(present.as_ref()) != State::Installed {
             rules.install(&present.unwrap_or_default(), batch);

@@ -5,8 +5,9 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
+use ipnetwork::IpNetwork;
 use netd_admin::{
-    DataplaneState, DnsState, KindState, NodeRouteState, PartState, SourceState, StateDoc, StateSource,
+    DataplaneState, DnsState, GarbageState, KindState, NodeRouteState, PartState, SourceState, StateDoc, StateSource,
     UpstreamState,
 };
 use netd_dns::{Forwarder, Metrics as DnsMetrics};
@@ -61,6 +62,8 @@ struct Inner {
     planned: Option<(Arc<Snapshot>, Arc<ServicePlan>)>,
     nodes: Vec<NodeRouteState>,
     dns: Option<DnsHandles>,
+    garbage: GarbageState,
+    former: Vec<IpNetwork>,
     health_checks: Vec<Notice>,
 }
 
@@ -128,6 +131,28 @@ impl Board {
     /// Notes the routes to other nodes.
     pub(crate) fn set_nodes(&self, nodes: Vec<NodeRouteState>) {
         self.inner().nodes = nodes;
+    }
+
+    /// Notes what was collected, by kind, and how much may be garbage.
+    pub(crate) fn note_garbage(
+        &self,
+        collected: &[(&'static str, String)],
+        waiting: usize,
+        at: SystemTime,
+    ) {
+        let mut inner = self.inner();
+        let garbage = &mut inner.garbage;
+        for (kind, object) in collected {
+            *garbage.collected.entry((*kind).to_owned()).or_default() += 1;
+            garbage.last = Some(format!("{kind} {object}"));
+            garbage.last_at = Some(at.into());
+        }
+        garbage.waiting = u64::try_from(waiting).unwrap_or(u64::MAX);
+    }
+
+    /// Notes the ranges that the node had before and that have pods.
+    pub(crate) fn set_former_ranges(&self, former: Vec<IpNetwork>) {
+        self.inner().former = former;
     }
 
     /// Notes the running DNS server.
@@ -231,6 +256,8 @@ impl StateSource for Board {
         doc.dataplane.clone_from(&inner.dataplane);
         doc.nodes.clone_from(&inner.nodes);
         doc.dns = inner.dns.as_ref().map(|dns| dns_state(dns, doc.source.synced));
+        doc.garbage.clone_from(&inner.garbage);
+        let former = inner.former.clone();
         let planned = inner.planned.clone();
         doc.notices = inner.health_checks.iter().map(Into::into).collect();
         drop(inner);
@@ -240,7 +267,7 @@ impl StateSource for Board {
         }
         let own = self.snapshot().and_then(|snapshot| snapshot.nodes.get(self.node.as_str()).cloned());
         let pod_cidrs = own.map(|node| node.pod_cidrs.clone()).unwrap_or_default();
-        doc.ipam = super::ipam::state(&self.ledgers, &pod_cidrs);
+        doc.ipam = super::ipam::state(&self.ledgers, &pod_cidrs, &former);
         doc
     }
 }

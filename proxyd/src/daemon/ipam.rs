@@ -8,9 +8,13 @@ use netd_admin::{IpamState, LeaseState, PoolState};
 use netd_ipam::{Lease, Ledger, Range};
 use tracing::debug;
 
-/// Pools and leases of every network whose ledger is in `directory`, which has the node's `pod_cidrs` to give.
-/// `None` when there is no ledger.
-pub(super) fn state(directory: &Path, pod_cidrs: &[IpNetwork]) -> Option<IpamState> {
+/// Pools and leases of every network whose ledger is in `directory`, which has the node's `pod_cidrs` to give and had
+/// the `former` ones. `None` when there is no ledger.
+pub(super) fn state(
+    directory: &Path,
+    pod_cidrs: &[IpNetwork],
+    former: &[IpNetwork],
+) -> Option<IpamState> {
     let entries = std::fs::read_dir(directory).ok()?;
     let mut state = IpamState::default();
     for path in entries.flatten().map(|entry| entry.path()) {
@@ -23,6 +27,9 @@ pub(super) fn state(directory: &Path, pod_cidrs: &[IpNetwork]) -> Option<IpamSta
                 let addresses: Vec<IpAddr> =
                     leases.iter().flat_map(|lease| lease.addresses.iter().copied()).collect();
                 state.pools.extend(pod_cidrs.iter().filter_map(|range| pool(&network, *range, &addresses)));
+                let before = former.iter().filter_map(|range| pool(&network, *range, &addresses));
+                let before = before.filter(|pool| pool.used > 0);
+                state.pools.extend(before.map(|pool| PoolState { former: true, ..pool }));
                 state.leases.extend(leases.iter().flat_map(lease_states));
             }
             // The plugin may be writing a new one: the next look sees it.
@@ -41,6 +48,7 @@ fn pool(network: &str, subnet: IpNetwork, leased: &[IpAddr]) -> Option<PoolState
         range: subnet.to_string(),
         used: u64::try_from(used).unwrap_or(u64::MAX),
         total: u64::try_from(range.capacity()).unwrap_or(u64::MAX),
+        former: false,
     })
 }
 

@@ -27,6 +27,7 @@ pub(crate) struct Metrics {
     last_sync: Gauge<f64, std::sync::atomic::AtomicU64>,
     apply_failures: Counter,
     repairs: Labelled<Vec<(&'static str, String)>, Counter>,
+    collected: Labelled<Vec<(&'static str, String)>, Counter>,
     healthz: Labelled<Vec<(&'static str, String)>, Counter>,
     livez: Labelled<Vec<(&'static str, String)>, Counter>,
 }
@@ -41,6 +42,7 @@ impl Metrics {
             last_sync: Gauge::default(),
             apply_failures: Counter::default(),
             repairs: Labelled::default(),
+            collected: Labelled::default(),
             healthz: Labelled::default(),
             livez: Labelled::default(),
             registry: Registry::default(),
@@ -69,6 +71,11 @@ impl Metrics {
             "netd_repairs",
             "Times that something another program removed was put back",
             metrics.repairs.clone(),
+        );
+        registry.register(
+            "netd_garbage_collected",
+            "Objects of pods that are gone that were taken away",
+            metrics.collected.clone(),
         );
         for (name, help, answers) in [
             ("kubeproxy_proxy_healthz", "Answers of /healthz, by status", &metrics.healthz),
@@ -104,6 +111,11 @@ impl Metrics {
     pub(crate) fn health_asked(&self, what: &str, status: axum::http::StatusCode) {
         let answers = if what == "healthz" { &self.healthz } else { &self.livez };
         answers.get_or_create(&vec![("code", status.as_str().to_owned())]).inc();
+    }
+
+    /// Notes that something was taken away that nothing live owned: `lease`, `link`, `neighbour`, ...
+    pub(crate) fn collected(&self, kind: &str) {
+        self.collected.get_or_create(&vec![("kind", kind.to_owned())]).inc();
     }
 
     /// The text of a scrape (OpenMetrics).

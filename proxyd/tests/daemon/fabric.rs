@@ -1,9 +1,9 @@
 //! Nodes behind a router: the VXLAN device comes and goes with them.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use netd_kernel::clock::eventually;
-use netd_kernel::netlink::{Batch, Netlink, Vxlan};
+use netd_kernel::netlink::{Batch, Netlink, RouteFilter, Vxlan};
 use netd_lab::Place as _;
 
 use crate::node::TestNode;
@@ -30,6 +30,7 @@ fn entries(node: &TestNode) -> usize {
 }
 
 #[test]
+#[expect(clippy::disallowed_methods, reason = "tests measure how long something is away")]
 fn a_far_node_is_tunnelled_to_healed_and_cleaned_up() {
     let node = TestNode::new("far");
     let config = "parts: {proxy: false, dns: false}\nfabric: {vxlan: {vni: 5, port: 8473}}";
@@ -54,6 +55,18 @@ fn a_far_node_is_tunnelled_to_healed_and_cleaned_up() {
         })
         .unwrap();
     assert!(eventually(WAIT, || (entries(&node) == 1).then_some(())).is_some(), "{}", daemon.log());
+    // A route that goes is told by the kernel, and back at once.
+    let routes = || {
+        let own = RouteFilter { link: Some(link), ..RouteFilter::own() };
+        node.place().run(|| Netlink::open().unwrap().routes(own).unwrap()).unwrap()
+    };
+    let route = routes().remove(0);
+    node.place().run(|| Netlink::open().unwrap().delete_route(&route).unwrap()).unwrap();
+    let start = Instant::now();
+    let back = eventually(WAIT, || (!routes().is_empty()).then(|| start.elapsed()));
+    println!("a pod route that was deleted: back after {:?}", back.unwrap());
+    assert!(back.unwrap() < Duration::from_secs(2), "{}", daemon.log());
+    daemon.wait_ready();
     assert_eq!(daemon.terminate(), 0);
     let before = daemon.log();
     let mut daemon = node.start(config);

@@ -12,6 +12,8 @@ mod ipam;
 #[cfg(test)]
 mod node;
 #[cfg(test)]
+mod pods;
+#[cfg(test)]
 mod reaper;
 
 use std::time::Duration;

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use super::table::{Cell, Table, printable};
 use super::{Paint, Style, age};
 use crate::health::Health;
-use crate::{DataplaneState, DnsState, IpamState, SourceState, StateDoc, Timestamp};
+use crate::{DataplaneState, DnsState, GarbageState, IpamState, PoolState, SourceState, StateDoc, Timestamp};
 
 /// How many problems and notices are listed unless the output may be wide.
 const SHOWN: usize = 10;
@@ -44,6 +44,9 @@ pub fn status(state: &StateDoc, style: Style) -> String {
     }
     if let Some(ipam) = &state.ipam {
         line(&mut text, ("PODS", Paint::Plain), &pods(ipam), style);
+    }
+    if state.garbage.waiting > 0 || !state.garbage.collected.is_empty() {
+        line(&mut text, ("GARBAGE", Paint::Plain), &garbage(&state.garbage, now), style);
     }
     if let Some(dns) = &state.dns {
         line(&mut text, ("DNS", Paint::Plain), &dns_line(dns), style);
@@ -160,9 +163,27 @@ fn nodes(state: &StateDoc) -> String {
 }
 
 fn pods(ipam: &IpamState) -> String {
-    let pools = ipam.pools.iter().map(|p| format!("{} of {} addresses in {}", p.used, p.total, p.range));
+    let pool = |p: &PoolState| match p.former {
+        false => format!("{} of {} addresses in {}", p.used, p.total, p.range),
+        true => format!("{} still in the former range {}", p.used, p.range),
+    };
+    let pools = ipam.pools.iter().map(pool);
     let text = pools.collect::<Vec<_>>().join(", ");
     if text.is_empty() { "no network yet: no pod was added on this node".to_owned() } else { text }
+}
+
+fn garbage(garbage: &GarbageState, now: u64) -> String {
+    let total: u64 = garbage.collected.values().sum();
+    let kinds: Vec<String> = garbage.collected.iter().map(|(kind, n)| format!("{n} {kind}")).collect();
+    let mut text = format!("{total} collected");
+    if !kinds.is_empty() {
+        let _infallible = write!(text, " ({})", kinds.join(", "));
+    }
+    let _infallible = write!(text, ", {} observed", garbage.waiting);
+    if let (Some(last), Some(at)) = (&garbage.last, garbage.last_at) {
+        let _infallible = write!(text, "; last {} ago: {last}", ago(at, now));
+    }
+    text
 }
 
 fn dns_line(dns: &DnsState) -> String {

@@ -22,6 +22,8 @@ fn apart<T: Send>(work: impl FnOnce() -> T + Send) -> T {
 
 fn net(file: &Path) -> NodeNet {
     NodeNet {
+        network: "netd".to_owned(),
+        former_pod_cidrs: Vec::new(),
         pod_cidrs: vec!["172.16.1.0/24".parse().unwrap(), "fd00:10:0:1::/64".parse().unwrap()],
         cluster_cidrs: vec!["172.16.0.0/16".parse().unwrap()],
         non_masquerade_cidrs: Vec::new(),
@@ -57,6 +59,36 @@ fn a_node_is_made_ready_once_and_healed_after_a_loss() {
         assert!(!file.exists());
         let rules = Masquerade { owner: masquerade::NODE.to_owned(), pod_cidrs: net.pod_cidrs.clone(), keep: net.cluster_cidrs.clone() };
         assert_eq!(masquerade::check(&rules).unwrap(), State::Absent);
+    });
+}
+
+#[test]
+fn the_rules_of_an_earlier_range_go_with_it_and_those_of_other_networks_stay() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("podcidrs.json");
+    let rules = |owner: &str, pods: &str| Masquerade {
+        owner: owner.to_owned(),
+        pod_cidrs: vec![pods.parse().unwrap()],
+        keep: Vec::new(),
+    };
+    apart(|| {
+        let (second, own) = (rules("net=second", "10.9.0.0/24"), rules("net=netd", "172.16.1.0/24"));
+        masquerade::ensure(&second).unwrap();
+        masquerade::ensure(&own).unwrap();
+        let old: IpNetwork = "172.16.7.0/24".parse().unwrap();
+        let both = NodeNet { former_pod_cidrs: vec![old], ..net(&file) };
+        ensure_node(&both).unwrap();
+        assert_eq!(ensure_node(&both).unwrap(), [""; 0]);
+        let ranges = || masquerade::list().unwrap().into_iter().map(|range| range.owner).collect::<Vec<_>>();
+        assert_eq!(ranges().len(), 5);
+        assert!(fs::read_to_string(&file).unwrap().contains("\"formerPodCIDRs\":[\"172.16.7.0/24\"]"));
+        assert_eq!(ensure_node(&net(&file)).unwrap(), ["masquerade", file.to_str().unwrap()]);
+        assert_eq!(ranges().len(), 4);
+        for network in [&second, &own] {
+            assert_eq!(masquerade::check(network).unwrap(), State::Installed);
+        }
+        ensure_node(&NodeNet { masquerade: false, ..net(&file) }).unwrap();
+        assert_eq!(ranges(), ["net=second"]);
     });
 }
 
