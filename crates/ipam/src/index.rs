@@ -186,7 +186,9 @@ pub(crate) fn visit(
         if nodes > store.root.blocks || depth > DEEPEST {
             return Err(store.damaged("an index has no end"));
         }
-        open.extend(cells(store, cell & !NODE)?.into_iter().filter(|cell| *cell != 0).map(|c| (c, depth + 1)));
+        open.extend(
+            cells(store, cell & !NODE)?.into_iter().filter(|cell| *cell != 0).map(|c| (c, depth + 1)),
+        );
     }
     Ok(nodes)
 }

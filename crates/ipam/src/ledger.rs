@@ -344,9 +344,10 @@ impl Desk<'_> {
         match self.opened_as(file.map_err(|cause| self.failed("open", cause))?) {
             Ok(book) => Ok((book, count)),
             Err(Refusal::Failed(error)) => Err(error),
-            Err(Refusal::Unfit(unfit)) => {
-                Err(Error::Corrupt { path: self.path.clone(), reason: format!("{unfit:?} as soon as written") })
-            }
+            Err(Refusal::Unfit(unfit)) => Err(Error::Corrupt {
+                path: self.path.clone(),
+                reason: format!("{unfit:?} as soon as written"),
+            }),
         }
     }
 

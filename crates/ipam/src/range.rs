@@ -288,7 +288,10 @@ mod tests {
     #[test]
     fn stretches_are_cut_at_each_others_ends() {
         let span = |first, last| Span { v4: true, first, last };
-        assert_eq!(cut(&[span(1, 9), span(5, 20), span(30, 30)]), [span(1, 4), span(5, 9), span(10, 20), span(30, 30)]);
+        assert_eq!(
+            cut(&[span(1, 9), span(5, 20), span(30, 30)]),
+            [span(1, 4), span(5, 9), span(10, 20), span(30, 30)]
+        );
         let all = Span { v4: false, first: 0, last: u128::MAX };
         assert_eq!(cut(&[all, Span { first: 7, last: 7, ..all }]).len(), 3);
         assert_eq!(span(1, 9).without(&[span(3, 4), span(9, 12)]), [span(1, 2), span(5, 8)]);
@@ -301,7 +304,8 @@ mod tests {
         let all = addresses(&range("10.1.2.0/29"));
         assert_eq!(all, ["10.1.2.2", "10.1.2.3", "10.1.2.4", "10.1.2.5", "10.1.2.6"]);
         let ip = |text: &str| Some(text.parse().unwrap());
-        let middle = Range::new("10.1.2.0/29".parse().unwrap(), None, ip("10.1.2.4"), ip("10.1.2.3")).unwrap();
+        let middle =
+            Range::new("10.1.2.0/29".parse().unwrap(), None, ip("10.1.2.4"), ip("10.1.2.3")).unwrap();
         assert_eq!(addresses(&middle), ["10.1.2.1", "10.1.2.2", "10.1.2.4"]);
         assert_eq!(range("10.1.2.0/29").capacity(), 5);
         assert_eq!(range("fd00::/125").capacity(), 6);

@@ -220,7 +220,8 @@ mod tests {
     fn record() -> Record {
         let owner = Owner { container: "c".repeat(64), interface: "eth0".into() };
         let pod = Some(Pod { namespace: "default".into(), name: "web".into(), uid: String::new() });
-        let port = |transport, host_ip| PortMapping { transport, host_port: 80, container_port: 8080, host_ip };
+        let port =
+            |transport, host_ip| PortMapping { transport, host_port: 80, container_port: 8080, host_ip };
         let ports = vec![
             port(Transport::Tcp, None),
             port(Transport::Sctp, Some("fd00::9".parse().unwrap())),
@@ -238,7 +239,8 @@ mod tests {
         for end in 0..bytes.len() {
             assert_eq!(decode(&bytes[..end]), None, "cut at {end}");
         }
-        let bare = Record { lease: Lease { pod: None, bridge: None, ports: vec![], ..record().lease }, ..record() };
+        let bare =
+            Record { lease: Lease { pod: None, bridge: None, ports: vec![], ..record().lease }, ..record() };
         assert_eq!(decode(&encode(&bare)), Some(bare));
     }
 

@@ -242,8 +242,7 @@ impl Store {
             return Err(self.damaged(format!("it points to block {id} of {}", self.root.blocks)));
         }
         let bytes = read(self.storage.as_ref(), &self.path, place(id), BLOCK)?;
-        let block =
-            Block::read(id, &bytes).ok_or_else(|| self.damaged(format!("block {id} is damaged")))?;
+        let block = Block::read(id, &bytes).ok_or_else(|| self.damaged(format!("block {id} is damaged")))?;
         if self.cache.len() >= KEPT {
             self.cache.retain(|_, cached| cached.dirty);
         }

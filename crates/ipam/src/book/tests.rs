@@ -413,7 +413,7 @@ proptest! {
                     *disk.left.lock().unwrap() = killing;
                     let wanted: Vec<IpAddr> = match step {
                         Step::Want(_, which) => vec![IpAddr::from([10, 0, 0, which])],
-                        _ => vec![],
+                        Step::Allocate(_) | Step::Release(_) | Step::Reopen | Step::Kill(_) | Step::Wait(_) => vec![],
                     };
                     let name = owner(&who.to_string());
                     let request = Request { wanted: &wanted, ..Request::of(&name, None) };

@@ -103,7 +103,8 @@ fn verify_released(store: &mut Store, segment: &Segment) -> Result<()> {
         let State::Released { order, before, after, .. } = known.state else {
             return Err(store.damaged(format!("{} is among the released addresses", known.address)));
         };
-        let right = known.segment == segment.id && before == last && order > latest && count < segment.released;
+        let right =
+            known.segment == segment.id && before == last && order > latest && count < segment.released;
         check(store, right, || format!("{} is not in the order of releases", known.address))?;
         (last, number, latest) = (number, after, order);
         count += 1;

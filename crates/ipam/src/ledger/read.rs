@@ -155,7 +155,9 @@ fn ask_once<T>(path: &Path, boot: &str, whole: bool, question: Question<'_, T>) 
             return Err(Error::Newer { path: path.to_owned(), found, known: FORMAT });
         }
         Err(Refusal::Unfit(Unfit::Damaged(reason))) => return Ok(Answer::Changed(Some(reason))),
-        Err(Refusal::Unfit(Unfit::Foreign)) => return ask_text(path, whose, &all(&file).map_err(failed)?, question),
+        Err(Refusal::Unfit(Unfit::Foreign)) => {
+            return ask_text(path, whose, &all(&file).map_err(failed)?, question);
+        }
         Err(Refusal::Failed(error)) => return Err(error),
     };
     match question(&mut book) {

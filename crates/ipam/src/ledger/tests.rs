@@ -126,7 +126,10 @@ fn a_ledger_of_the_text_format_is_taken_over() {
     let mut ledger = open(dir.path(), 100);
     assert!(ledger.opened().migrated && ledger.opened().damaged.is_none());
     let (lease, held) = ledger.holder("10.0.0.2".parse().unwrap()).unwrap().unwrap();
-    assert_eq!((lease.pod.unwrap().to_string(), held), ("default/web-0".into(), Some(Duration::from_secs(95))));
+    assert_eq!(
+        (lease.pod.unwrap().to_string(), held),
+        ("default/web-0".into(), Some(Duration::from_secs(95)))
+    );
     for fresh in ["10.0.0.5", "10.0.0.6"] {
         let lease = ledger.allocate(&owner(fresh), None, &pools).unwrap();
         assert_eq!(lease.addresses[0].to_string(), fresh);
@@ -155,7 +158,7 @@ fn a_ledger_damaged_at_any_byte_never_hands_out_a_live_address() {
     let whole = fs::read(written(&dir)).unwrap();
     let used = whole.iter().rposition(|byte| *byte != 0).unwrap();
     // The empty part of the journal, and the end, are all alike.
-    let empty = |at: usize| (5000..66_500).contains(&at) && at % 4096 != 0;
+    let empty = |at: usize| (5000..66_500).contains(&at) && !at.is_multiple_of(4096);
     let places = (0..used + 300).filter(|at| !empty(*at) && (*at < 64 || at % 11 == 0));
     let mut noticed = 0;
     for at in places {
@@ -205,7 +208,8 @@ fn a_rebuild_believes_no_owner_and_no_address_twice() {
         addresses: vec![address.parse().unwrap()],
         ..Lease::default()
     };
-    let live = vec![lease("a", "10.0.0.2"), lease("a", "10.0.0.3"), lease("b", "10.0.0.2"), lease("c", "10.0.0.4")];
+    let live =
+        vec![lease("a", "10.0.0.2"), lease("a", "10.0.0.3"), lease("b", "10.0.0.2"), lease("c", "10.0.0.4")];
     let mut ledger = open_with(dir.path(), 1, live);
     assert_eq!(ledger.opened().rebuilt, 2);
     let got = ledger.allocate(&owner("d"), None, &[pool("10.0.0.0/24")]).unwrap();
@@ -350,7 +354,9 @@ fn cost(count: usize) -> (f64, f64) {
     let allocate = timed(&|name| drop(open(dir.path(), 2).allocate(name, None, &pools).unwrap()));
     let release = timed(&|name| drop(open(dir.path(), 2).release(name).unwrap().unwrap()));
     let size = fs::metadata(written(&dir)).unwrap().len();
-    println!("{count} leases and {count} releases, {size} bytes: allocate {allocate:.0} µs, release {release:.0} µs");
+    println!(
+        "{count} leases and {count} releases, {size} bytes: allocate {allocate:.0} µs, release {release:.0} µs"
+    );
     (allocate, release)
 }
 
