@@ -86,11 +86,6 @@ impl Netlink {
         namespace.run(Self::open)?
     }
 
-    /// As [`Self::open_in`] by a visit of the calling thread: see [`Namespace::visit`].
-    pub fn open_by_visit(namespace: &Namespace, home: &Namespace) -> Result<Self> {
-        namespace.visit(home, Self::open)?
-    }
-
     /// Sends all changes of a batch, in order, and waits until the kernel has answered each.
     ///
     /// The kernel does not undo anything: when one fails, those before *and after* it may have happened.

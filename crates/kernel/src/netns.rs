@@ -19,6 +19,9 @@ use crate::{Error, Result, file};
 /// Where named network namespaces live; `ip netns` looks here too.
 pub const NETNS_DIR: &str = "/run/netns";
 
+/// The namespace of the thread that looks.
+const CURRENT: &str = "/proc/thread-self/ns/net";
+
 mod ioctl {
     nix::ioctl_none_bad!(
         /// `NS_GET_NSTYPE` (linux/nsfs.h): tells the `CLONE_NEW*` flag of the namespace behind a descriptor.
@@ -79,7 +82,13 @@ impl Namespace {
 
     /// Opens the namespace of the calling thread.
     pub fn current() -> Result<Self> {
-        Self::open(Path::new("/proc/thread-self/ns/net"))
+        Self::open(Path::new(CURRENT))
+    }
+
+    /// Whether `path` names the namespace of the calling thread; nothing is opened.
+    pub fn is_current(path: &Path) -> bool {
+        let identity = |path: &Path| fs::metadata(path).ok().map(|meta| (meta.dev(), meta.ino()));
+        identity(path).is_some_and(|found| identity(Path::new(CURRENT)) == Some(found))
     }
 
     /// Takes the namespace's name away; it ends with its last process or open descriptor. Absent is success.
@@ -177,7 +186,7 @@ impl AsFd for Namespace {
 /// Moves the calling thread to a new namespace and binds that to the existing file `path`.
 fn bind_new_namespace(path: &Path) -> Result<()> {
     unshare(CloneFlags::CLONE_NEWNET).map_err(|errno| Error::sys("make a network namespace", errno))?;
-    mount(Some("/proc/thread-self/ns/net"), path, None::<&str>, MsFlags::MS_BIND, None::<&str>)
+    mount(Some(CURRENT), path, None::<&str>, MsFlags::MS_BIND, None::<&str>)
         .map_err(|errno| Error::sys(format!("bind a network namespace to {}", path.display()), errno))
 }
 

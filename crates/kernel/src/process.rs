@@ -47,6 +47,23 @@ pub fn exists(pid: u32) -> bool {
     }
 }
 
+/// Does what the standard library does before `main`, for a program whose `main` the C library calls: a pipe that nobody
+/// reads is an error and no signal, and each standard stream is open, so that no file takes its place.
+///
+/// What is left out is the handler that names an overflow of the stack: that ends the program without a word.
+pub fn prepare_start() {
+    // SAFETY: nothing else of this process cares for the signal yet, and ignoring it runs no code.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
+    let mut streams = [0, 1, 2].map(|fd| libc::pollfd { fd, events: 0, revents: 0 });
+    // SAFETY: the pointer is to three of these, and the kernel writes only to them.
+    let told = unsafe { libc::poll(streams.as_mut_ptr(), 3, 0) };
+    let closed = streams.iter().filter(|stream| told > 0 && stream.revents & libc::POLLNVAL != 0);
+    for _ in closed {
+        // SAFETY: the path ends with a zero. The lowest number that is free is the closed stream's.
+        unsafe { libc::open(c"/dev/null".as_ptr(), libc::O_RDWR) };
+    }
+}
+
 /// Becomes this program anew with other arguments: same process, environment and standard streams, no other thread.
 ///
 /// Every thread stops where it is, as after SIGKILL, and no destructor runs. So a thread that hears of a signal can undo

@@ -323,12 +323,12 @@ impl Batch {
 }
 
 /// The header that switches a link on or off.
-fn flag_up(up: bool) -> LinkHeader {
+pub(super) fn flag_up(up: bool) -> LinkHeader {
     let flag = libc::IFF_UP as u32;
     LinkHeader { change: flag, flags: if up { flag } else { 0 }, ..LinkHeader::default() }
 }
 
-fn name_and_size(message: &mut Message, name: &str, mac: Option<Mac>, mtu: Option<u32>) {
+pub(super) fn name_and_size(message: &mut Message, name: &str, mac: Option<Mac>, mtu: Option<u32>) {
     message.text(libc::IFLA_IFNAME, name);
     if let Some(mac) = mac {
         message.bytes(libc::IFLA_ADDRESS, &mac.0);
