@@ -11,8 +11,11 @@ use crate::step::{self, cargo, command, run};
 /// Where Debian's containernetworking-plugins has its programs.
 const REFERENCE: &str = "/usr/lib/cni";
 
-/// Measures netd-cni beside the reference plugins; `args` go on to netd-bench.
+/// Measures netd-cni beside the reference plugins; `args` go on to netd-bench, but for `--reference DIR` (other builds of
+/// the reference plugins) and `--no-daemon` (netd is not built, the cases with it are left out).
 pub(crate) fn cni(args: Vec<OsString>) -> Result<()> {
+    let named = args.iter().any(|word| word == "--reference");
+    let with_daemon = !args.iter().any(|word| word == "--no-daemon");
     setup::require_root("the benchmark makes network namespaces")?;
     setup::packages()?;
     setup::install(&missing())?;
@@ -31,11 +34,16 @@ pub(crate) fn cni(args: Vec<OsString>) -> Result<()> {
         "netd-bench",
     ]))?;
     let built = step::target().join(setup::MUSL).join("cni");
-    run(command(built.join("netd-bench"))
-        .arg("--plugin")
-        .arg(built.join("netd-cni"))
-        .args(["--reference", REFERENCE])
-        .args(args))
+    let mut bench = command(built.join("netd-bench"));
+    bench.arg("--plugin").arg(built.join("netd-cni"));
+    if with_daemon {
+        run(&mut cargo(&["build", "--locked", "--release", "--package", "netd", "--bins"]))?;
+        bench.arg("--daemon").arg(step::target().join("release").join("netd"));
+    }
+    if !named {
+        bench.args(["--reference", REFERENCE]);
+    }
+    run(bench.args(args.into_iter().filter(|word| word != "--no-daemon")))
 }
 
 /// Measures netd beside kube-proxy with thousands of Services; `args` go on to bench-services.

@@ -6,13 +6,14 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use netd_kernel::clock::{Clock, SystemClock};
+use netd_kernel::clock::{Clock, SystemClock, eventually};
 use netd_kernel::netns::NETNS_DIR;
 use netd_kernel::{Namespace, Netlink};
 use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::contender::{self, Programs, Side, Want};
+use crate::daemon::{Aftermath, Daemon};
 use crate::probe::{Around, Probe};
 use crate::series::Took;
 use crate::trace::{Trace, Traced};
@@ -23,6 +24,8 @@ use calls::{Calls, Refused, Verb};
 
 /// The first host port; each pod of a bed has one of its own.
 const FIRST_PORT: u16 = 20_000;
+/// How long links may stay that DEL has left to the daemon.
+const SETTLED: Duration = Duration::from_secs(10);
 /// The interface of every pod.
 const INTERFACE: &str = "eth0";
 
@@ -66,13 +69,15 @@ pub(crate) struct Pod {
 /// A host with pods for one side and one kind of wish.
 #[derive(Debug)]
 pub(crate) struct Bed {
+    /// Ends before its namespace and its files go.
+    daemon: Option<Daemon>,
     host: Space,
     /// Never wired by a measured call.
     live: Vec<Pod>,
     /// Wired and unwired over and over.
     pods: Vec<Pod>,
     calls: Calls,
-    _data: TempDir,
+    data: TempDir,
 }
 
 /// What a turn of calls took, a list a verb, each with the time of all together.
@@ -82,6 +87,8 @@ pub(crate) struct Turn {
     pub(crate) add_wall: Duration,
     pub(crate) dels: Vec<Took>,
     pub(crate) del_wall: Duration,
+    /// Of a bed with a daemon.
+    pub(crate) aftermath: Option<Aftermath>,
 }
 
 // === impl Bed ===
@@ -93,7 +100,43 @@ impl Bed {
         let chain = contender::chain(side, want, programs, data.path());
         let calls = Calls { chain, path: programs.reference.to_owned(), maps: want == Want::HostPort };
         let pods = (0..pods).map(Pod::new).collect::<Result<_>>()?;
-        Ok(Self { host: Space::new()?, live: Vec::new(), pods, calls, _data: data })
+        Ok(Self { daemon: None, host: Space::new()?, live: Vec::new(), pods, calls, data })
+    }
+
+    /// Starts a daemon on the host.
+    pub(crate) fn start_daemon(&mut self, program: &Path) -> Result<()> {
+        self.daemon = Some(Daemon::start(program, &self.host.path, self.data.path())?);
+        Ok(())
+    }
+
+    /// A turn of calls; with a daemon it ends when all links are gone, which no call waits for.
+    pub(crate) fn turn(&mut self, at_once: Option<usize>, pairs: usize) -> Result<Turn> {
+        let before = self.daemon.as_ref().map(Daemon::processor).transpose()?;
+        let mut turn = match at_once {
+            Some(workers) => self.crowd(workers)?,
+            None => self.sequence(pairs)?,
+        };
+        if let (Some(daemon), Some(before)) = (&self.daemon, before) {
+            let settled = self.settle()?;
+            let processor = daemon.processor()?.saturating_sub(before);
+            turn.aftermath = Some(Aftermath { settled, processor });
+        }
+        Ok(turn)
+    }
+
+    /// Waits until the links of unwired pods are gone; without a daemon nobody removes any.
+    pub(crate) fn settle(&self) -> Result<Duration> {
+        if self.daemon.is_none() {
+            return Ok(Duration::ZERO);
+        }
+        let start = SystemClock.now();
+        let gone = eventually(SETTLED, || match self.extra_links() {
+            Ok(0) => Some(Ok(())),
+            Ok(_) => None,
+            Err(error) => Some(Err(error)),
+        });
+        gone.with_context(|| format!("the daemon left links for {} s", SETTLED.as_secs()))??;
+        Ok(SystemClock.now().saturating_duration_since(start))
     }
 
     /// Adds pods that stay.
@@ -134,7 +177,7 @@ impl Bed {
     }
 
     /// Pairs of ADD and DEL, one after the other.
-    pub(crate) fn sequence(&mut self, pairs: usize) -> Result<Turn> {
+    fn sequence(&mut self, pairs: usize) -> Result<Turn> {
         let host = self.host.open()?;
         let Self { pods, calls, .. } = self;
         host.run(|| {
@@ -152,7 +195,7 @@ impl Bed {
     }
 
     /// ADD of all pods by `workers` at once, then DEL of all of them.
-    pub(crate) fn crowd(&mut self, workers: usize) -> Result<Turn> {
+    fn crowd(&mut self, workers: usize) -> Result<Turn> {
         let host = self.host.open()?;
         let Self { pods, calls, .. } = self;
         let share = pods.len().div_ceil(workers.max(1)).max(1);
@@ -177,6 +220,7 @@ impl Bed {
             add_wall,
             dels: dels.flat_map(flat).collect(),
             del_wall,
+            aftermath: None,
         })
     }
 

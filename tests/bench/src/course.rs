@@ -7,6 +7,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::bed::{Bed, Turn};
 use crate::contender::{Programs, Side, Want};
+use crate::daemon::Aftermath;
 use crate::machine::{self, Machine, Stage};
 use crate::options::Options;
 use crate::series::Series;
@@ -30,19 +31,28 @@ pub(crate) struct Case {
     pub(crate) crowded: bool,
     /// Whether calls come at the same time.
     pub(crate) at_once: bool,
+    /// Whether netd runs beside netd-cni.
+    pub(crate) daemon: bool,
 }
 
 /// In the order of the table.
-const CASES: [Case; 6] = [
-    Case { want: Want::V4, crowded: false, at_once: false },
-    Case { want: Want::V4, crowded: false, at_once: true },
-    Case { want: Want::V4, crowded: true, at_once: false },
-    Case { want: Want::V4, crowded: true, at_once: true },
-    Case { want: Want::Dual, crowded: false, at_once: false },
-    Case { want: Want::HostPort, crowded: false, at_once: false },
+const CASES: [Case; 8] = [
+    Case::of(Want::V4, false, false),
+    Case::of(Want::V4, false, true),
+    Case { daemon: true, ..Case::of(Want::V4, false, false) },
+    Case { daemon: true, ..Case::of(Want::V4, false, true) },
+    Case::of(Want::V4, true, false),
+    Case::of(Want::V4, true, true),
+    Case::of(Want::Dual, false, false),
+    Case::of(Want::HostPort, false, false),
 ];
 
 impl Case {
+    /// A case without a daemon.
+    pub(crate) const fn of(want: Want, crowded: bool, at_once: bool) -> Self {
+        Self { want, crowded, at_once, daemon: false }
+    }
+
     /// The name in the table.
     pub(crate) fn name(self, live: usize) -> String {
         let first = match (self.want, self.crowded) {
@@ -51,11 +61,14 @@ impl Case {
             (Want::Dual, _) => "dual stack".to_owned(),
             (Want::HostPort, _) => "with a hostPort".to_owned(),
         };
-        if self.at_once { format!("{first}, {WORKERS} at once") } else { first }
+        let crowd = if self.at_once { format!(", {WORKERS} at once") } else { String::new() };
+        let daemon = if self.daemon { ", netd running" } else { "" };
+        format!("{first}{crowd}{daemon}")
     }
 
-    fn bed(self) -> (Want, bool) {
-        (self.want, self.crowded)
+    /// The reference has no daemon, so it has one bed for both.
+    fn bed(self, side: Side) -> Place {
+        (side, self.want, self.crowded, self.daemon && side == Side::Netd)
     }
 }
 
@@ -79,6 +92,8 @@ pub(crate) struct Row {
     pub(crate) reference: Entry,
     /// Set when netd-cni does not do this.
     pub(crate) missing: bool,
+    /// What the daemon did, where there is one.
+    pub(crate) aftermath: Vec<Aftermath>,
 }
 
 impl Row {
@@ -102,13 +117,14 @@ pub(crate) struct Outcome {
 
 impl Outcome {
     /// The row of a case, if there is one with numbers.
-    pub(crate) fn row(&self, want: Want, crowded: bool, at_once: bool) -> Option<&Row> {
-        let wanted = Case { want, crowded, at_once };
+    pub(crate) fn row(&self, wanted: Case) -> Option<&Row> {
         self.rows.iter().find(|row| row.case == wanted && !row.missing)
     }
 }
 
-type Beds = BTreeMap<(Side, Want, bool), Bed>;
+/// Which bed: whose, for what, whether crowded, whether with a daemon.
+type Place = (Side, Want, bool, bool);
+type Beds = BTreeMap<Place, Bed>;
 
 /// Runs everything; beds are gone when this returns.
 pub(crate) fn run(options: &Options, stage: &Stage) -> Result<Outcome> {
@@ -152,19 +168,19 @@ fn failed(case: Case, side: Side, options: &Options) -> String {
 }
 
 fn empty_row(case: Case, beds: &Beds) -> Row {
-    let missing = !beds.contains_key(&(Side::Netd, case.want, case.crowded));
-    Row { case, netd: Entry::default(), reference: Entry::default(), missing }
+    let missing = !beds.contains_key(&case.bed(Side::Netd));
+    Row { case, netd: Entry::default(), reference: Entry::default(), missing, aftermath: Vec::new() }
 }
 
 fn bed(beds: &mut Beds, case: Case, side: Side) -> Result<&mut Bed> {
-    let (want, crowded) = case.bed();
-    beds.get_mut(&(side, want, crowded)).context("a case without a bed")
+    beds.get_mut(&case.bed(side)).context("a case without a bed")
 }
 
 fn turn(row: &mut Row, side: Side, beds: &mut Beds, options: &Options) -> Result<()> {
     let bed = bed(beds, row.case, side)?;
-    let Turn { adds, add_wall, dels, del_wall } =
-        if row.case.at_once { bed.crowd(WORKERS)? } else { bed.sequence(options.pairs)? };
+    let workers = row.case.at_once.then_some(WORKERS);
+    let Turn { adds, add_wall, dels, del_wall, aftermath } = bed.turn(workers, options.pairs)?;
+    row.aftermath.extend(aftermath);
     let entry = row.entry(side);
     entry.add.add_turn(&adds, add_wall);
     entry.del.add_turn(&dels, del_wall);
@@ -175,29 +191,31 @@ fn turn(row: &mut Row, side: Side, beds: &mut Beds, options: &Options) -> Result
 fn prepare(options: &Options, stage: &Stage) -> Result<Beds> {
     let programs = Programs { netd: &options.plugin, reference: &options.reference };
     let mut beds = Beds::new();
-    for case in CASES {
-        let (want, crowded) = case.bed();
+    for case in CASES.iter().filter(|case| !case.daemon || options.daemon.is_some()) {
         for side in Side::ALL {
-            if beds.contains_key(&(side, want, crowded)) || (side, want) == (Side::Reference, Want::HostPort)
-            {
+            let place = case.bed(side);
+            if beds.contains_key(&place) || (side, case.want) == (Side::Reference, Want::HostPort) {
                 continue;
             }
             stage.check()?;
-            let mut bed = Bed::new(side, want, programs, WORKERS * PODS_A_WORKER)?;
-            if want == Want::HostPort {
+            let mut bed = Bed::new(side, case.want, programs, WORKERS * PODS_A_WORKER)?;
+            if case.want == Want::HostPort {
                 if bed.refuses_with(UNSUPPORTED)? {
                     continue;
                 }
-                let mut other = Bed::new(Side::Reference, want, programs, WORKERS * PODS_A_WORKER)?;
-                other.rehearse().with_context(|| failed(case, Side::Reference, options))?;
-                beds.insert((Side::Reference, want, crowded), other);
+                let mut other = Bed::new(Side::Reference, case.want, programs, WORKERS * PODS_A_WORKER)?;
+                other.rehearse().with_context(|| failed(*case, Side::Reference, options))?;
+                beds.insert(case.bed(Side::Reference), other);
             }
-            bed.rehearse().with_context(|| failed(case, side, options))?;
-            if crowded {
+            bed.rehearse().with_context(|| failed(*case, side, options))?;
+            if let (true, Some(program)) = (case.daemon && side == Side::Netd, &options.daemon) {
+                bed.start_daemon(program)?;
+            }
+            if case.crowded {
                 eprintln!("adding {} pods with {}", options.live, side.name());
                 bed.populate(options.live, || stage.check())?;
             }
-            beds.insert((side, want, crowded), bed);
+            beds.insert(place, bed);
         }
     }
     Ok(beds)
@@ -215,10 +233,11 @@ fn most_memory(bed: &mut Bed) -> Result<(u64, u64)> {
 
 /// A plugin that leaves links behind was not measured doing the same work.
 fn nothing_left(beds: &Beds) -> Result<()> {
-    for ((side, want, crowded), bed) in beds {
+    for ((side, want, crowded, daemon), bed) in beds {
+        bed.settle()?;
         let left = bed.extra_links()?;
         if left > 0 {
-            let case = Case { want: *want, crowded: *crowded, at_once: false };
+            let case = Case { daemon: *daemon, ..Case::of(*want, *crowded, false) };
             bail!("{} left {left} links after DEL ({})", side.name(), case.name(0));
         }
     }

@@ -5,6 +5,7 @@
 //! | [`options`] | the command line |
 //! | [`contender`] | what is compared: chains of plugins with their configurations |
 //! | [`bed`] | a host namespace with pod namespaces, and the calls in it |
+//! | [`daemon`] | netd beside the plugin |
 //! | [`course`] | the cases and the order they are run in |
 //! | [`trace`] | what a call starts, from strace |
 //! | [`probe`] | how much memory a call takes |
@@ -18,6 +19,7 @@
 mod bed;
 mod contender;
 mod course;
+mod daemon;
 mod machine;
 mod options;
 mod probe;

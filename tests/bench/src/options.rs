@@ -12,6 +12,8 @@ pub(crate) struct Options {
     pub(crate) plugin: PathBuf,
     /// The directory of the reference plugins.
     pub(crate) reference: PathBuf,
+    /// The built netd; without it the cases with a daemon are left out.
+    pub(crate) daemon: Option<PathBuf>,
     /// Print JSON in place of the table.
     pub(crate) json: bool,
     /// Turns over all cases.
@@ -25,7 +27,7 @@ pub(crate) struct Options {
 impl Options {
     /// Reads the arguments, without the program's name.
     pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Self> {
-        let (mut plugin, mut reference, mut live) = (None, None, None);
+        let (mut plugin, mut reference, mut daemon, mut live) = (None, None, None, None);
         let (mut json, mut quick) = (false, false);
         let mut arguments = arguments.into_iter();
         while let Some(argument) = arguments.next() {
@@ -33,6 +35,7 @@ impl Options {
             match argument.to_str() {
                 Some("--plugin") => plugin = Some(PathBuf::from(value()?)),
                 Some("--reference") => reference = Some(PathBuf::from(value()?)),
+                Some("--daemon") => daemon = Some(PathBuf::from(value()?)),
                 Some("--live") => live = Some(number(&value()?)?),
                 Some("--json") => json = true,
                 Some("--quick") => quick = true,
@@ -43,6 +46,7 @@ impl Options {
         Ok(Self {
             plugin: plugin.context("--plugin says which netd-cni is measured")?,
             reference: reference.context("--reference says where the reference plugins are")?,
+            daemon,
             json,
             rounds,
             pairs,

@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::contender::{Side, Want};
-use crate::course::{Entry, Outcome, Row};
+use crate::course::{Case, Entry, Outcome, Row};
 use crate::series::Series;
 use crate::trace::Traced;
 
@@ -27,11 +27,24 @@ pub(crate) fn table(outcome: &Outcome) -> String {
     for (verb, pick) in [("ADD", add_of as Pick), ("DEL", del_of)] {
         let _ = writeln!(
             text,
-            "\n{verb:<28}{:<11}{:>8}{:>8}{:>9}{:>8}{:>8}{:>7}{:>7}{:>8}{:>8}",
+            "\n{verb:<40}{:<11}{:>8}{:>8}{:>9}{:>8}{:>8}{:>7}{:>7}{:>8}{:>8}",
             "", "p50 ms", "p95 ms", "1/s", "cpu ms", "MiB", "procs", "calls", "p50", "rate"
         );
         for row in &outcome.rows {
             lines(&mut text, row, outcome.options.live, pick);
+        }
+    }
+    text.push('\n');
+    for row in &outcome.rows {
+        if let Some(DaemonShare { processor, settled }) = daemon_share(row) {
+            let _ = writeln!(
+                text,
+                "{}: the daemon's share of an ADD and its DEL is {:.2} ms of cpu; the last link was gone {:.0} ms \
+                 after the last DEL at most",
+                row.case.name(outcome.options.live),
+                milliseconds(processor),
+                milliseconds(settled),
+            );
         }
     }
     text.push_str(
@@ -85,7 +98,8 @@ fn del_of(entry: &Entry) -> Part<'_> {
 fn lines(text: &mut String, row: &Row, live: usize, pick: Pick) {
     let name = row.case.name(live);
     if row.missing {
-        let _ = writeln!(text, "{name:<28}netd-cni    not supported yet");
+        let why = if row.case.daemon { "no daemon given" } else { "not supported yet" };
+        let _ = writeln!(text, "{name:<40}netd-cni    {why}");
         return;
     }
     let (times, rate) = ratios(row, pick);
@@ -94,7 +108,7 @@ fn lines(text: &mut String, row: &Row, live: usize, pick: Pick) {
         let first = if side == Side::Netd { name.as_str() } else { "" };
         let _ = write!(
             text,
-            "{first:<28}{:<11}{:>8.2}{:>8.2}{:>9.1}{:>8.2}{:>8.1}{:>7}{:>7}",
+            "{first:<40}{:<11}{:>8.2}{:>8.2}{:>9.1}{:>8.2}{:>8.1}{:>7}{:>7}",
             side.name(),
             milliseconds(series.time(0.5)),
             milliseconds(series.time(0.95)),
@@ -111,6 +125,20 @@ fn lines(text: &mut String, row: &Row, live: usize, pick: Pick) {
     }
 }
 
+/// What the daemon does for a pair of calls, of which DEL causes nearly all.
+struct DaemonShare {
+    processor: Duration,
+    /// The longest of all turns.
+    settled: Duration,
+}
+
+fn daemon_share(row: &Row) -> Option<DaemonShare> {
+    let settled = row.aftermath.iter().map(|turn| turn.settled).max()?;
+    let all: Duration = row.aftermath.iter().map(|turn| turn.processor).sum();
+    let calls = u32::try_from(row.netd.del.count()).ok().filter(|count| *count > 0)?;
+    Some(DaemonShare { processor: all / calls, settled })
+}
+
 /// How many times faster netd-cni's median call and its rate are.
 fn ratios(row: &Row, pick: Pick) -> (f64, f64) {
     let (ours, theirs) = (pick(&row.netd).series, pick(&row.reference).series);
@@ -124,14 +152,20 @@ fn goals(outcome: &Outcome) -> Vec<Goal> {
         let measured = measured.unwrap_or(f64::NAN);
         goals.push(Goal { what, wanted, measured: format!("{measured:.1}x"), met: measured >= least });
     };
-    let empty = outcome.row(Want::V4, false, false);
+    let empty = outcome.row(Case::of(Want::V4, false, false));
     let add = empty.map(|row| ratios(row, add_of).0);
     at_least("ADD, median, times faster", "10x or more", add, 10.0);
-    let crowd = outcome.row(Want::V4, false, true).map(|row| ratios(row, add_of).1);
+    let crowd = outcome.row(Case::of(Want::V4, false, true)).map(|row| ratios(row, add_of).1);
     at_least("ADD, 10 at once, times the rate", "10x or more", crowd, 10.0);
-    let del = empty.map(|row| ratios(row, del_of).0);
-    at_least("DEL, median, times faster", "40x or more", del, 40.0);
-    let growth = outcome.row(Want::V4, true, false).zip(empty).map_or(f64::NAN, |(crowded, empty)| {
+    let with_daemon = outcome.row(Case { daemon: true, ..Case::of(Want::V4, false, false) });
+    let del = with_daemon.or(empty).map(|row| ratios(row, del_of).0);
+    let what = if with_daemon.is_some() {
+        "DEL with netd running, median, times faster"
+    } else {
+        "DEL, median, times faster (no daemon given)"
+    };
+    at_least(what, "40x or more", del, 40.0);
+    let growth = outcome.row(Case::of(Want::V4, true, false)).zip(empty).map_or(f64::NAN, |(crowded, empty)| {
         crowded.netd.add.time(0.5).as_secs_f64() / empty.netd.add.time(0.5).as_secs_f64()
     });
     goals.push(Goal {
@@ -193,7 +227,10 @@ fn case(row: &Row, live: usize) -> Value {
             "timesFaster": times, "timesTheRate": rate,
         })
     };
-    json!({ "name": name, "supported": true, "add": verb(add_of), "del": verb(del_of) })
+    let daemon = daemon_share(row).map(|share| {
+        json!({ "processor": milliseconds(share.processor), "settled": milliseconds(share.settled) })
+    });
+    json!({ "name": name, "supported": true, "add": verb(add_of), "del": verb(del_of), "daemon": daemon })
 }
 
 fn numbers(Part { series, traced, memory }: &Part<'_>) -> Value {
