@@ -158,13 +158,20 @@ fn libcni_runs_a_list_of_netd_and_the_latest_reference_plugins() {
     runtime.done("status", &pod);
     runtime.done("del", &pod);
     assert_eq!(runtime.leftovers(), Vec::<String>::new());
-    // What a runtime forgot is removed by GC of the whole list.
+    // What a runtime forgot goes by GC when its link is gone, and not before.
     runtime.done("add", &pod);
     for path in runtime.remembered() {
         std::fs::remove_file(path).unwrap();
     }
+    let of_netd =
+        || runtime.leftovers().into_iter().filter(|name| !name.starts_with("bwp")).collect::<Vec<_>>();
     runtime.done("gc", &pod);
-    assert_eq!(runtime.leftovers().iter().filter(|name| !name.starts_with("bwp")).count(), 0);
+    assert_eq!(of_netd().len(), 2, "a link and a lease: {:?}", of_netd());
+    let mut netlink = pod.netlink();
+    let link = netlink.link("eth0").unwrap().unwrap().index;
+    netlink.delete_link(link).unwrap();
+    runtime.done("gc", &pod);
+    assert_eq!(of_netd(), Vec::<String>::new());
 }
 
 #[test]
@@ -173,4 +180,22 @@ fn the_latest_reference_has_no_other_differences_than_debians() {
     let mut rows = rows();
     rows.extend(later_rows());
     run(rows, &Side::Reference(peers()));
+}
+
+#[test]
+#[ignore = "needs programs that are built with Go: cargo xtask test"]
+fn libcni_reads_netds_errors() {
+    let (runtime, pod) = (Runtime::new("1.1.0", &[]), Space::new("pod"));
+    let refused = runtime.call("add", &pod, &json!({ "ips": ["10.9.9.9"] }));
+    assert_eq!(refused.status, 1);
+    let told = refused.complaint();
+    assert!(told.contains("the address asked for cannot be given") && told.contains("10.9.9.9"), "{told}");
+    std::fs::write(runtime.lists.join("10-netd.conflist"), json!({
+        "cniVersion": "1.1.0", "name": runtime.network,
+        "plugins": [{ "type": "netd", "ipam": { "rangesFile": "/nonexistent", "dataDir": runtime.host.data.path() } }],
+    }).to_string()).unwrap();
+    let status = runtime.call("status", &pod, &Value::Null);
+    assert_eq!(status.status, 1);
+    assert!(status.complaint().contains("ranges"), "{}", status.complaint());
+    assert_eq!(runtime.leftovers(), Vec::<String>::new());
 }

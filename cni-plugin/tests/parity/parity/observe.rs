@@ -284,12 +284,12 @@ fn space(space: &Space, who: &str, names: &Names, facts: &mut Facts) {
         }
         for address in link["addr_info"].as_array().unwrap() {
             let (local, length) = (address["local"].as_str().unwrap(), &address["prefixlen"]);
-            let shown =
-                if local.starts_with("fe80") { "link-local".to_owned() } else { format!("{local}/{length}") };
-            // A link-local address is tentative for a moment, whatever is configured.
-            let tentative =
-                if address["tentative"].is_null() || local.starts_with("fe80") { "" } else { " tentative" };
-            facts.insert(format!("{who} address {name} {shown}"), format!("{}{tentative}", address["scope"]));
+            // A link-local address comes with the carrier, a moment later or not yet.
+            if !local.starts_with("fe80") {
+                let tentative = if address["tentative"].is_null() { "" } else { " tentative" };
+                let state = format!("{}{tentative}", address["scope"]);
+                facts.insert(format!("{who} address {name} {local}/{length}"), state);
+            }
         }
     }
     let text = |map: &Map<String, Value>, key: &str| {
@@ -306,7 +306,7 @@ fn space(space: &Space, who: &str, names: &Names, facts: &mut Facts) {
             continue;
         }
         let family = if route.contains_key("pref") { "v6" } else { "v4" };
-        let detail = ["gateway", "scope", "table", "metric", "prefsrc"].map(|key| {
+        let detail = ["gateway", "scope", "table", "metric", "prefsrc", "metrics"].map(|key| {
             let value = text(route, key);
             if value.is_empty() { value } else { format!("{key} {value} ") }
         });

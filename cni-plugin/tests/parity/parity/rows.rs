@@ -254,6 +254,7 @@ fn layer_2_rows() -> Vec<Row> {
 pub(crate) fn later_rows() -> Vec<Row> {
     let bare = json!({ "cniVersion": "1.1.0", "isDefaultGateway": null, "ipam": null });
     let version = json!({ "cniVersion": "1.1.0" });
+    let trunk = json!({ "vlanTrunk": [{ "id": 101 }, { "minID": 200, "maxID": 210 }] });
     vec![
         Row::new("version 1.1.0", version.clone()),
         Row::new("version 1.1.0, both families", plus(dual(), version.clone())),
@@ -271,6 +272,14 @@ pub(crate) fn later_rows() -> Vec<Row> {
             "ipMasqBackend nftables",
             plus(version.clone(), json!({ "ipMasq": true, "ipMasqBackend": "nftables" })),
         ),
+        Row::new("vlan", plus(bare.clone(), json!({ "vlan": 100 }))),
+        Row::new(
+            "vlan without the default one",
+            plus(bare.clone(), json!({ "vlan": 100, "preserveDefaultVlan": false })),
+        ),
+        Row::new("vlan with a gateway", plus(version.clone(), json!({ "vlan": 100 }))),
+        Row::new("vlanTrunk", plus(bare.clone(), trunk.clone())),
+        Row::new("vlan and vlanTrunk", plus(plus(bare.clone(), trunk), json!({ "vlan": 100 }))),
         Row::new("vlanTrunk with one end", plus(bare.clone(), json!({ "vlanTrunk": [{ "minID": 5 }] }))),
         Row::new(
             "vlanTrunk with the other end",
@@ -282,7 +291,23 @@ pub(crate) fn later_rows() -> Vec<Row> {
         ),
         Row::new("vlanTrunk too high", plus(bare.clone(), json!({ "vlanTrunk": [{ "id": 5000 }] }))),
         Row::new("vlanTrunk negative", plus(bare.clone(), json!({ "vlanTrunk": [{ "id": -1 }] }))),
-        Row::new("vlanTrunk of nothing", plus(bare, json!({ "vlanTrunk": [] }))),
+        Row::new(
+            "a route with mtu, advmss and priority",
+            plus(
+                version.clone(),
+                ipam(
+                    json!({ "routes": [{ "dst": "10.5.0.0/16", "mtu": 1300, "advmss": 1200, "priority": 77 }] }),
+                ),
+            ),
+        ),
+        Row::new(
+            "a route with table",
+            plus(version.clone(), ipam(json!({ "routes": [{ "dst": "10.5.0.0/16", "table": 100 }] }))),
+        ),
+        Row::new(
+            "a route with scope",
+            plus(version.clone(), ipam(json!({ "routes": [{ "dst": "10.5.0.0/16", "scope": 253 }] }))),
+        ),
         Row::new("resolvConf of a later reference", plus(version, ipam(json!({ "resolvConf": "RESOLV" })))),
     ]
 }
@@ -386,6 +411,11 @@ fn route_rows() -> Vec<Row> {
 
 /// What the runtime wishes.
 fn wish_rows() -> Vec<Row> {
+    // The bridge has no address of its own here, so that the reference takes two subnets.
+    let two_ranges = plus(
+        ranges(json!([[{ "subnet": "10.88.0.0/24" }], [{ "subnet": "10.88.1.0/24" }]])),
+        json!({ "isDefaultGateway": null, "runtimeConfig": { "ips": ["10.88.0.99", "10.88.1.99"] } }),
+    );
     vec![
         Row::new("runtimeConfig.ips", json!({ "runtimeConfig": { "ips": ["10.88.0.99/24"] } }))
             .second(json!({ "runtimeConfig": { "ips": ["10.88.0.98"] } })),
@@ -393,6 +423,8 @@ fn wish_rows() -> Vec<Row> {
             .second(json!({ "runtimeConfig": { "ips": ["fd88::98"] } })),
         Row::new("args.cni.ips", json!({ "args": { "cni": { "ips": ["10.88.0.99"] } } })).second(json!({ "args": null })),
         Row::new("IP in CNI_ARGS, wished twice", json!({})).variables(&[("CNI_ARGS", "IgnoreUnknown=1;IP=10.88.0.99")]),
+        Row::new("IP with a prefix in CNI_ARGS", json!({})).variables(&[("CNI_ARGS", "IgnoreUnknown=1;IP=10.88.0.99/24")]),
+        Row::new("wished addresses of two ranges", two_ranges).second(json!({ "runtimeConfig": null })),
         Row::new("an address wished twice", json!({ "runtimeConfig": { "ips": ["10.88.0.99"] } })),
         Row::new("MAC in CNI_ARGS", json!({})).variables(&[("CNI_ARGS", "IgnoreUnknown=1;MAC=c2:11:22:33:44:55")]),
         Row::new("args.cni.mac", json!({ "args": { "cni": { "mac": "c2:11:22:33:44:66" } } })).second(json!({ "args": null })),
@@ -460,6 +492,23 @@ fn refused_rows() -> Vec<Row> {
                 json!([[{ "subnet": "10.88.0.0/24", "rangeStart": "10.88.0.9", "rangeEnd": "10.88.0.3" }]]),
             ),
         ),
+        Row::new("an IPv6 subnet with host bits", ranges(json!([[{ "subnet": "fd88::7/64" }]]))),
+        Row::new(
+            "ranges of one list that overlap",
+            ranges(json!([[{ "subnet": "10.88.0.0/24" }, { "subnet": "10.88.0.128/25" }]])),
+        ),
+        Row::new(
+            "the same range twice",
+            ranges(json!([[{ "subnet": "10.88.0.0/24" }], [{ "subnet": "10.88.0.0/24" }]])),
+        ),
+        Row::new(
+            "two IPv4 ranges in version 0.2.0",
+            plus(
+                ranges(json!([[{ "subnet": "10.88.0.0/24" }], [{ "subnet": "10.88.1.0/24" }]])),
+                json!({ "cniVersion": "0.2.0" }),
+            ),
+        ),
+        Row::new("an unknown key in CNI_ARGS", json!({})).variables(&[("CNI_ARGS", "NOBODY=knows")]),
         Row::new("no subnet", ipam(json!({ "ranges": null }))),
         Row::new("a negative mtu", json!({ "mtu": -1 })),
         Row::new("a vlan that is none", json!({ "vlan": 5000 })),
