@@ -2,6 +2,7 @@
 
 mod audit;
 mod check;
+mod export;
 mod list;
 mod node;
 mod release;
@@ -27,6 +28,8 @@ enum IpamCommand {
     Ls(ListArgs),
     /// Compares leases with the kernel's links and names what does not fit; exit code 1 when something does not.
     Check(CheckArgs),
+    /// Prints ledgers as lines of JSON, for grep and jq: every lease, and every address that was released.
+    Export(ExportArgs),
     /// Frees addresses that no live link has.
     Release(ReleaseArgs),
 }
@@ -74,6 +77,15 @@ struct CheckArgs {
 }
 
 #[derive(Args, Clone, Debug)]
+struct ExportArgs {
+    #[command(flatten)]
+    ledgers: Ledgers,
+    /// Only this network.
+    #[arg(long, value_name = "NAME")]
+    network: Option<String>,
+}
+
+#[derive(Args, Clone, Debug)]
 struct ReleaseArgs {
     #[command(flatten)]
     ledgers: Ledgers,
@@ -96,6 +108,7 @@ pub(super) fn ipam(args: &IpamArgs) -> Result<u8> {
     match &args.command {
         IpamCommand::Ls(args) => list::list(args),
         IpamCommand::Check(args) => check::check(args),
+        IpamCommand::Export(args) => export::export(args),
         IpamCommand::Release(args) => release::release(args),
     }
 }
