@@ -2,17 +2,19 @@
 
 use ipnetwork::IpNetwork;
 use netd_ipam::{Error as IpamError, Lease};
-use netd_kernel::{Mac, Namespace, Netlink};
+use netd_kernel::{Mac, Netlink};
 
 use crate::attachment::{self, Attachment, Wired};
-use crate::call::Call;
+use crate::bandwidth;
+use crate::call::{Call, Container};
 use crate::config::{Config, Dns, ExtraRoute};
 use crate::del;
 use crate::delegate::Grant;
 use crate::error::{CniError, Code};
+use crate::guard;
 use crate::leases;
 use crate::naming;
-use crate::node::{self, Bridge};
+use crate::node::{self, Anchor, Ground};
 use crate::ports;
 use crate::ranges::NodeRanges;
 use crate::result::{AddResult, Address, Interface};
@@ -22,25 +24,44 @@ use crate::result::{AddResult, Address, Interface};
 /// # Errors
 /// Nothing of this call is left when it fails, unless the details say so.
 pub fn add(call: &Call, config: &Config) -> Result<AddResult, CniError> {
-    refuse_wishes(config)?;
+    refuse_wishes(call, config)?;
     refuse_previous(config)?;
     let namespace = call.open_namespace()?;
+    if !config.wiring.addressed {
+        return add_without_address(call, config, &namespace);
+    }
     let Some(delegate) = &config.delegate else {
         let ranges = NodeRanges::of(config)?;
         check_routes(config, &ranges)?;
         let mut netlink = open_netlink()?;
         let mut inside = refuse_taken_interface(call, &mut netlink, &namespace)?;
-        let bridge = node::prepare(&mut netlink, config, &ranges)?;
+        let _under_way = leases::announce(config)?;
+        let ground = node::prepare(&mut netlink, config, &ranges)?;
         let lease = allocate(call, config, &ranges)?;
         let gateways = gateways_of(&lease, &ranges);
         let pod = (&namespace, &mut inside);
-        let outcome = connect(call, config, (&mut netlink, &bridge, pod), &lease, &gateways);
+        let outcome = connect(call, config, (&mut netlink, &ground, pod), &lease, &gateways);
         return outcome.map_err(|error| undo(call, config, &mut netlink, error));
     };
     let mut netlink = open_netlink()?;
     let mut inside = refuse_taken_interface(call, &mut netlink, &namespace)?;
     let grant = delegate.add(call)?;
     let outcome = connect_granted(call, config, &mut netlink, (&namespace, &mut inside), grant);
+    outcome.map_err(|error| undo(call, config, &mut netlink, error))
+}
+
+/// Wires a pod that has no addresses: the network is a LAN and nothing else.
+fn add_without_address(call: &Call, config: &Config, namespace: &Container) -> Result<AddResult, CniError> {
+    if !config.wishes.addresses.is_empty() {
+        return Err(CniError::new(Code::InvalidConfig, "an address is asked for, and the network has none")
+            .and("set ipam in the configuration, or ask for none"));
+    }
+    let mut netlink = open_netlink()?;
+    let mut inside = refuse_taken_interface(call, &mut netlink, namespace)?;
+    let ground = node::prepare(&mut netlink, config, &NodeRanges::granted(config, Vec::new()))?;
+    let lease = Lease { owner: call.owner.clone(), pod: call.pod.clone(), ..Lease::default() };
+    let pod = (namespace, &mut inside);
+    let outcome = connect(call, config, (&mut netlink, &ground, pod), &lease, &[]);
     outcome.map_err(|error| undo(call, config, &mut netlink, error))
 }
 
@@ -55,7 +76,7 @@ fn connect_granted(
     call: &Call,
     config: &Config,
     netlink: &mut Netlink,
-    pod: (&Namespace, &mut Netlink),
+    pod: (&Container, &mut Netlink),
     grant: Grant,
 ) -> Result<AddResult, CniError> {
     let (addresses, gateways): (Vec<_>, Vec<_>) = grant.addresses.into_iter().unzip();
@@ -63,9 +84,9 @@ fn connect_granted(
     let config = Config { routes: grant.routes, dns, ..config.clone() };
     let ranges = NodeRanges::granted(&config, gateways.clone());
     check_routes(&config, &ranges)?;
-    let bridge = node::prepare(netlink, &config, &ranges)?;
-    let lease = Lease { owner: call.owner.clone(), pod: call.pod.clone(), addresses };
-    let mut result = connect(call, &config, (netlink, &bridge, pod), &lease, &gateways)?;
+    let ground = node::prepare(netlink, &config, &ranges)?;
+    let lease = Lease { owner: call.owner.clone(), pod: call.pod.clone(), addresses, ..Lease::default() };
+    let mut result = connect(call, &config, (netlink, &ground, pod), &lease, &gateways)?;
     // CHECK is to know the subnet again.
     for (found, gateway) in result.addresses.iter_mut().zip(&gateways) {
         found.address = IpNetwork::new(found.address.ip(), gateway.prefix()).unwrap_or(found.address);
@@ -77,23 +98,30 @@ fn connect_granted(
 fn connect(
     call: &Call,
     config: &Config,
-    (netlink, bridge, pod): (&mut Netlink, &Bridge, (&Namespace, &mut Netlink)),
+    (netlink, ground, pod): (&mut Netlink, &Ground, (&Container, &mut Netlink)),
     lease: &Lease,
     gateways: &[IpNetwork],
 ) -> Result<AddResult, CniError> {
+    let (host_mac, mac) = naming::link_macs(lease);
     let attachment = Attachment {
         network: &config.network,
         lease,
-        mac: config.wishes.mac.unwrap_or_else(|| naming::pod_mac(attachment::first_address(lease))),
+        wiring: &config.wiring,
+        mac: config.wishes.mac.unwrap_or(mac),
+        host_mac,
         gateways,
         default_route: config.default_route,
         routes: &config.routes,
         hairpin: config.hairpin,
         detect_duplicates: config.detect_duplicates,
+        guarded: guard::is_wanted(call, config)?,
+        limits: bandwidth::wanted(config, ground.mtu)?,
     };
-    let wired = attachment.wire(netlink, bridge, pod).map_err(|cause| wiring_error(call, &cause))?;
+    let wired = attachment.wire(netlink, ground, pod).map_err(|cause| wiring_error(call, &cause))?;
     ports::add(netlink, config, lease)?;
-    Ok(result(call, config, bridge, &wired, &attachment))
+    let mut ground = ground.clone();
+    ground.read_mac_again(netlink).map_err(|cause| wiring_error(call, &cause))?;
+    Ok(result(call, config, &ground, &wired, &attachment))
 }
 
 /// Takes an ADD back whose result could not be told.
@@ -109,21 +137,27 @@ fn undo(call: &Call, config: &Config, netlink: &mut Netlink, error: CniError) ->
     failures.into_iter().fold(error, |error, failure| error.and(format!("and it was not undone: {failure}")))
 }
 
-fn refuse_wishes(config: &Config) -> Result<(), CniError> {
-    let Some(wish) = config.wishes.unsupported else { return Ok(()) };
-    Err(CniError::new(Code::UnsupportedField, format!("runtimeConfig.{wish} is not supported"))
-        .and("declare the capability for a plugin that has it and stands behind netd in the list"))
+/// Refuses what cannot be granted before anything is done.
+fn refuse_wishes(call: &Call, config: &Config) -> Result<(), CniError> {
+    guard::is_wanted(call, config)?;
+    config.bandwidth.limits().map(drop)
 }
 
 /// Refuses a prevResult that the result could not be put behind, before anything is done.
 fn refuse_previous(config: &Config) -> Result<(), CniError> {
-    let nothing =
-        AddResult { interfaces: vec![], addresses: vec![], routes: vec![], dns: config.dns.clone() };
+    let nothing = AddResult {
+        interfaces: vec![],
+        place: 0,
+        addresses: vec![],
+        routes: vec![],
+        dns: config.dns.clone(),
+    };
     nothing.to_json(config.version, config.previous.as_ref()).map(drop)
 }
 
 /// An extra route without a gateway needs one of the pod's.
 fn check_routes(config: &Config, ranges: &NodeRanges) -> Result<(), CniError> {
+    config.routes.iter().try_for_each(ExtraRoute::check)?;
     let homeless = config.routes.iter().find(|route| {
         let family = if route.dst.is_ipv4() { ranges.has_ipv4() } else { ranges.has_ipv6() };
         !family || route.gw.is_some_and(|gateway| gateway.is_ipv4() != route.dst.is_ipv4())
@@ -141,19 +175,19 @@ fn check_routes(config: &Config, ranges: &NodeRanges) -> Result<(), CniError> {
 fn refuse_taken_interface(
     call: &Call,
     netlink: &mut Netlink,
-    namespace: &Namespace,
+    namespace: &Container,
 ) -> Result<Netlink, CniError> {
     let name = call.owner.interface.as_str();
     let unusable = |e: netd_kernel::Error| {
         CniError::new(Code::InvalidNamespace, "the container's namespace cannot be used").because(e)
     };
-    let mut inside = Netlink::open_in(namespace).map_err(unusable)?;
-    if inside.link(name).map_err(unusable)?.is_none() {
+    let inside = namespace.open_netlink().map_err(unusable)?;
+    if inside.link_index(name).map_err(unusable)?.is_none() {
         return Ok(inside);
     }
     // A DEL of a moment ago may have left it to the daemon.
     attachment::delete_aside(netlink).map_err(unusable)?;
-    if inside.link(name).map_err(unusable)?.is_none() {
+    if inside.link_index(name).map_err(unusable)?.is_none() {
         return Ok(inside);
     }
     Err(CniError::new(Code::Exists, format!("interface {name} exists in the container"))
@@ -161,9 +195,7 @@ fn refuse_taken_interface(
 }
 
 fn allocate(call: &Call, config: &Config, ranges: &NodeRanges) -> Result<Lease, CniError> {
-    let wanted = &config.wishes.addresses;
-    let taken = leases::open(config)?.allocate_wanted(&call.owner, call.pod.as_ref(), &ranges.pools, wanted);
-    taken.map_err(|error| {
+    leases::take(call, config, ranges, &mut leases::open(config)?).map_err(|error| {
         if matches!(error, IpamError::Exists { .. }) {
             CniError::new(Code::Exists, "the container has an address of this network")
                 .because(error)
@@ -196,37 +228,56 @@ fn wiring_error(call: &Call, cause: &netd_kernel::Error) -> CniError {
     } else {
         (Code::Wiring, format!("interface {interface} cannot be wired"))
     };
-    CniError::new(code, msg).because(cause)
+    let error = CniError::new(code, msg).because(cause);
+    match guard::hint(cause).or_else(|| bandwidth::hint(cause)) {
+        Some(next) => error.and(next),
+        None => error,
+    }
 }
 
 fn result(
     call: &Call,
     config: &Config,
-    bridge: &Bridge,
+    ground: &Ground,
     wired: &Wired,
     attachment: &Attachment<'_>,
 ) -> AddResult {
     let sandbox = call.netns.as_ref().map(|path| path.to_string_lossy().into_owned());
-    let first = attachment::first_address(attachment.lease);
     let link =
-        |name: &str, mac: Mac, sandbox| Interface { name: name.to_owned(), mac, mtu: bridge.mtu, sandbox };
-    let pairs = attachment.lease.addresses.iter().zip(attachment.gateways);
-    let defaults = attachment.gateways.iter().filter(|gateway| attachment.wants_default(gateway));
-    let defaults = defaults.filter_map(|gateway| {
-        let any = if gateway.is_ipv4() { "0.0.0.0/0" } else { "::/0" };
-        Some(ExtraRoute { dst: any.parse().ok()?, gw: Some(gateway.ip()) })
-    });
-    let extra = attachment.routes_with_gateway().map(|(dst, gateway)| ExtraRoute { dst, gw: Some(gateway) });
+        |name: &str, mac: Mac, sandbox| Interface { name: name.to_owned(), mac, mtu: ground.mtu, sandbox };
+    let anchor = |anchor: &Anchor| link(&anchor.name, anchor.mac, None);
+    let mut interfaces: Vec<Interface> = ground.bridge.iter().map(anchor).collect();
+    interfaces.push(link(&wired.host_name, attachment.host_mac, None));
+    let place = interfaces.len();
+    interfaces.push(link(&call.owner.interface, attachment.mac, sandbox));
+    interfaces.extend(ground.vlan_gateway.iter().map(anchor));
+    let next_hops = attachment.gateways.iter().map(|gateway| attachment.wiring.next_hop(gateway));
     AddResult {
-        interfaces: vec![
-            link(&config.bridge, bridge.mac, None),
-            link(&wired.host_name, naming::host_mac(first), None),
-            link(&call.owner.interface, attachment.mac, sandbox),
-        ],
-        addresses: pairs
-            .map(|(address, gateway)| Address { address: (*address).into(), gateway: Some(gateway.ip()) })
+        interfaces,
+        place,
+        addresses: attachment
+            .prefixed()
+            .zip(next_hops)
+            .map(|(address, gateway)| Address { address, gateway: Some(gateway) })
             .collect(),
-        routes: defaults.chain(extra).collect(),
+        routes: routes(attachment),
         dns: config.dns.clone(),
     }
+}
+
+/// The pod's routes as the result tells them.
+fn routes(attachment: &Attachment<'_>) -> Vec<ExtraRoute> {
+    let mut defaults: Vec<ExtraRoute> = Vec::new();
+    for gateway in attachment.gateways.iter().filter(|gateway| attachment.wants_default(gateway)) {
+        let any = if gateway.is_ipv4() { "0.0.0.0/0" } else { "::/0" };
+        let Ok(dst) = any.parse() else { continue };
+        let route = ExtraRoute::new(dst, Some(attachment.wiring.next_hop(gateway)));
+        if !defaults.contains(&route) {
+            defaults.push(route);
+        }
+    }
+    if attachment.wiring.verbatim {
+        return [attachment.routes, &defaults].concat();
+    }
+    attachment.routes_with_gateway().chain(defaults).collect()
 }

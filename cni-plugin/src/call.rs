@@ -1,10 +1,11 @@
 //! What the runtime says in the environment: CNI spec, section "Parameters".
 
 use std::net::IpAddr;
+use std::ops::Deref;
 use std::path::{Path, PathBuf};
 
 use netd_ipam::{Owner, Pod};
-use netd_kernel::{Mac, Namespace};
+use netd_kernel::{Mac, Namespace, Netlink};
 
 use crate::config::{address, machine_mac};
 use crate::error::{CniError, Code};
@@ -126,7 +127,7 @@ impl Call {
     ///
     /// # Errors
     /// Code 8 when `CNI_NETNS` is not a network namespace (never waits, whatever it is) or is the caller's own.
-    pub fn open_namespace(&self) -> Result<Namespace, CniError> {
+    pub fn open_namespace(&self) -> Result<Container, CniError> {
         let path = self.netns.as_deref().unwrap_or(Path::new(""));
         let failed = |cause: &dyn std::fmt::Display| {
             CniError::new(
@@ -142,18 +143,52 @@ impl Call {
             Err(cause) => return Err(failed(&cause)),
         }
         let namespace = Namespace::open(path).map_err(|e| failed(&e))?;
-        if !self.allow_own_namespace && is_own(&namespace).map_err(|e| failed(&e))? {
+        let home = Namespace::current().map_err(|e| failed(&e))?;
+        if !self.allow_own_namespace && namespace.is_same(&home).map_err(|e| failed(&e))? {
             return Err(own_namespace(path));
         }
-        Ok(namespace)
+        Ok(Container { namespace, home })
     }
 
     /// Whether `CNI_NETNS` names the caller's own namespace, which no container can be in.
     pub fn names_own_namespace(&self) -> bool {
-        match self.open_namespace() {
-            Ok(_) => false,
-            Err(error) => self.netns.as_deref().is_some_and(|path| error == own_namespace(path)),
-        }
+        let Some(path) = self.netns.as_deref().filter(|_| !self.allow_own_namespace) else { return false };
+        Namespace::is_current(path)
+    }
+}
+
+/// A container's namespace, and the way back.
+///
+/// This program has one thread, so it goes there itself; tests call it from threads of their own, which is the same.
+#[derive(Debug)]
+pub struct Container {
+    namespace: Namespace,
+    home: Namespace,
+}
+
+impl Container {
+    /// Opens a netlink conversation in the container.
+    ///
+    /// # Errors
+    /// What the kernel refused.
+    pub fn open_netlink(&self) -> netd_kernel::Result<Netlink> {
+        self.visit(Netlink::open)?
+    }
+
+    /// Does something in the container.
+    ///
+    /// # Errors
+    /// When the container cannot be entered or left.
+    pub fn visit<T>(&self, work: impl FnOnce() -> T) -> netd_kernel::Result<T> {
+        self.namespace.visit(&self.home, work)
+    }
+}
+
+impl Deref for Container {
+    type Target = Namespace;
+
+    fn deref(&self) -> &Namespace {
+        &self.namespace
     }
 }
 
@@ -165,10 +200,6 @@ pub fn own_namespace(path: &Path) -> CniError {
 
 fn argument(key: &str, value: &str) -> CniError {
     invalid(format!("CNI_ARGS {key} {:?} is not valid", shorten(value)))
-}
-
-fn is_own(namespace: &Namespace) -> netd_kernel::Result<bool> {
-    namespace.is_same(&Namespace::current()?)
 }
 
 /// Checks a name as the spec does: `^[a-zA-Z0-9][a-zA-Z0-9_.\-]*$`.

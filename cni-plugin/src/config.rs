@@ -10,16 +10,22 @@ use netd_ipam::{Owner, Pool, Range};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use crate::bandwidth::Bandwidth;
 use crate::call::{Call, is_plain_name};
 use crate::delegate::Delegate;
 use crate::error::{CniError, Code};
+use crate::guard;
 use crate::version::Version;
 
 mod document;
 mod resolv;
+mod route;
+mod wiring;
 mod wishes;
 
 use document::{Document, RangeDocument};
+pub use route::ExtraRoute;
+pub use wiring::{GATEWAY_V4, GATEWAY_V6, Mode, Vlans, Wiring};
 pub use wishes::{PortWish, Wishes, address, machine_mac};
 
 /// What a configuration may call this plugin: runtimes look for a program of that name.
@@ -50,7 +56,9 @@ pub struct Config {
     pub version: Version,
     /// The network's name.
     pub network: String,
-    /// The bridge's name.
+    /// How pods hang on the node.
+    pub wiring: Wiring,
+    /// The bridge's name; where pods are routed, that of pods from before.
     pub bridge: String,
     /// The largest packet of a pod's link in bytes; `None` to find it out.
     pub mtu: Option<u32>,
@@ -86,23 +94,18 @@ pub struct Config {
     pub cool_down: Duration,
     /// DNS settings to pass through to the runtime.
     pub dns: Dns,
+    /// How fast pods may receive and send.
+    pub bandwidth: Bandwidth,
+    /// Whether pods may send in their own name only.
+    pub anti_spoofing: bool,
+    /// The namespaces whose pods may switch that off.
+    pub anti_spoofing_opt_out: Vec<String>,
     /// The result of the plugins before this one, or of ADD when it is a CHECK or DEL.
     pub previous: Option<Value>,
     /// The attachments that GC is to leave; `None` when the runtime told none.
     pub valid: Option<Vec<Owner>>,
     /// What the runtime wishes for this attachment.
     pub wishes: Wishes,
-}
-
-/// A route of the pod that the configuration asks for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ExtraRoute {
-    /// Where packets go.
-    pub dst: IpNetwork,
-    /// The next machine; the pod's gateway where absent.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub gw: Option<std::net::IpAddr>,
 }
 
 /// DNS settings as the spec writes them.
@@ -206,28 +209,27 @@ impl Config {
         if !TYPES.contains(&document.kind.as_str()) {
             return Err(unknown_type(&document.kind));
         }
-        document.refuse_impossible()?;
+        let wiring = Wiring::read(&document, version)?;
         let ours = document.kind != REFERENCE;
-        let gateway = document.is_gateway == Some(true) || document.is_default_gateway == Some(true);
-        if !(ours || gateway) {
-            return Err(invalid("a bridge without isGateway is not supported")
-                .and("pods reach each other through the bridge's address: set isGateway"));
-        }
         let wishes = Wishes::read(&document.runtime_config, document.args.as_ref())?;
         let addresses = Addresses::of(&document, &network)?;
+        check_room(version, &addresses.pools)?;
+        let bandwidth = limits(document.limits(), &wishes);
+        let anti_spoofing = guard::configured(document.anti_spoofing, &wiring, ours)?;
         let keep = [document.cluster_cidrs, document.non_masquerade_cidrs].concat();
         Ok(Self {
             version,
             bridge: bridge_name(document.bridge, if ours { DEFAULT_BRIDGE } else { REFERENCE_BRIDGE })?,
             mtu: mtu(document.mtu)?,
-            masquerade: document.ip_masq.unwrap_or(ours),
+            masquerade: document.ip_masq.unwrap_or(ours && wiring.gateway) && wiring.addressed,
             keep,
             hairpin: document.hairpin_mode.unwrap_or(ours && !document.promisc_mode),
             promiscuous: document.promisc_mode,
             force_address: document.force_address,
             detect_duplicates: document.enabledad,
             strict_delete: document.strict_delete,
-            default_route: document.is_default_gateway.unwrap_or(ours),
+            default_route: document.is_default_gateway.unwrap_or(ours) && wiring.gateway,
+            wiring,
             delegate: None,
             pools: addresses.pools,
             ranges_file: document.ipam.ranges_file.unwrap_or_else(|| DEFAULT_RANGES_FILE.into()),
@@ -238,6 +240,9 @@ impl Config {
             dns: dns(&wishes, document.dns, document.ipam.resolv_conf.as_deref())?,
             previous: document.prev_result.filter(|result| !result.is_null()),
             valid,
+            bandwidth,
+            anti_spoofing,
+            anti_spoofing_opt_out: document.anti_spoofing_opt_out,
             wishes,
             network,
         })
@@ -263,10 +268,8 @@ impl Addresses {
         let host_local = match ipam.kind.as_deref() {
             Some(HOST_LOCAL) => true,
             Some(LEDGER) => false,
-            None if document.kind != REFERENCE => false,
-            None => {
-                return Err(invalid("a bridge without ipam.type is not supported").and("pods need addresses"));
-            }
+            // Where it is the reference plugin's, pods have no addresses.
+            None => false,
             Some(kind) => {
                 return Err(invalid(format!("ipam.type {kind:?} is not supported"))
                     .and("leave it out or set it to netd"));
@@ -306,6 +309,11 @@ fn dns(wishes: &Wishes, configured: Dns, file: Option<&Path>) -> Result<Dns, Cni
     })
 }
 
+/// The configuration's limits count more than the runtime's, as with the reference plugin.
+fn limits(configured: Bandwidth, wishes: &Wishes) -> Bandwidth {
+    if configured.is_empty() { wishes.bandwidth } else { configured }
+}
+
 /// Takes the keys out that the runtime's library adds for GC; both spellings are in use.
 fn valid_attachments(keys: &mut Map<String, Value>) -> Result<Option<Vec<Owner>>, CniError> {
     let mut valid = None;
@@ -337,6 +345,16 @@ fn pools_of(documents: &[Vec<RangeDocument>]) -> Result<Vec<Pool>, CniError> {
         pools.push(pool);
     }
     Ok(pools)
+}
+
+/// A result before 0.3.0 has one address of each family: a second would be lost.
+fn check_room(version: Version, pools: &[Pool]) -> Result<(), CniError> {
+    let of = |v4| pools.iter().filter(|p| p.ranges().first().is_some_and(|r| r.is_ipv4() == v4)).count();
+    if version >= Version::V0_3_0 || (of(true) <= 1 && of(false) <= 1) {
+        return Ok(());
+    }
+    Err(invalid(format!("cniVersion {} has room for one address of each family", version.name()))
+        .and("use 0.3.0 or later, or one list of ipam.ranges for each family"))
 }
 
 fn bridge_name(name: Option<String>, default: &str) -> Result<String, CniError> {

@@ -13,6 +13,7 @@ use crate::error::{CniError, Code};
 use crate::import;
 use crate::leases;
 use crate::naming;
+use crate::node;
 use crate::ports;
 
 /// Does a DEL.
@@ -59,24 +60,23 @@ fn give_back(call: &Call, config: &Config, owner: &Owner) -> Option<String> {
 /// Removes an attachment: host ports, link and neighbour entries first, the lease last, so that an address that is still
 /// wired is never given to another. Returns all that failed.
 fn remove(netlink: &mut Netlink, config: &Config, owner: &Owner, reaper: Option<&Reaper>) -> Vec<String> {
-    let (known, mut failures) = match leases::open_existing(config) {
-        Ok(ledger) => (ledger.and_then(|ledger| ledger.lease_of(owner).cloned()), Vec::new()),
+    let (known, mut failures) = match leases::look_up(config, owner) {
+        Ok(known) => (known, Vec::new()),
         // The link is removed all the same.
         Err(error) => (None, vec![error.to_string()]),
     };
-    let addresses =
-        known.as_ref().map_or_else(|| addresses_of_link(netlink, owner), |lease| lease.addresses.clone());
+    let addresses = known
+        .as_ref()
+        .map_or_else(|| addresses_of_link(netlink, owner), |(lease, _)| lease.addresses.clone());
     let mut unwired: Vec<_> = ports::remove(&config.network, owner).err().into_iter().collect();
-    unwired.extend(attachment::unwire(netlink, &config.bridge, owner, &addresses, reaper));
+    unwired.extend(attachment::unwire(netlink, &node::gateway_link(config), owner, &addresses, reaper));
     failures.extend(unwired.iter().map(ToString::to_string));
-    if let Some(lease) = known.filter(|_| unwired.is_empty()) {
+    if let Some((lease, ledger)) = known.filter(|_| unwired.is_empty()) {
         // First the copy: after a kill in between, the next call finds the lease again.
         if let Some(directory) = &config.import {
             failures.extend(import::forget(directory, &lease).err().map(|error| error.to_string()));
         }
-        let released =
-            leases::open(config).and_then(|mut ledger| ledger.release(owner).map_err(|e| leases::failed(&e)));
-        failures.extend(released.err().map(|error| error.to_string()));
+        failures.extend(leases::end(config, ledger, owner).err().map(|error| error.to_string()));
     }
     failures
 }

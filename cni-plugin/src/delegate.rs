@@ -69,6 +69,21 @@ struct FamilyDocument {
 struct RouteDocument {
     dst: IpNetwork,
     gw: Option<IpAddr>,
+    #[serde(default)]
+    mtu: u32,
+    #[serde(default)]
+    advmss: u32,
+    #[serde(default)]
+    priority: u32,
+    table: Option<u32>,
+    scope: Option<u8>,
+}
+
+impl RouteDocument {
+    fn route(self) -> ExtraRoute {
+        let Self { dst, gw, mtu, advmss, priority, table, scope } = self;
+        ExtraRoute { dst, gw, mtu, advmss, priority, table, scope }
+    }
 }
 
 #[derive(Deserialize)]
@@ -203,7 +218,7 @@ fn read_grant(answer: &[u8]) -> Result<Grant, CniError> {
     if grant.addresses.is_empty() {
         return Err(unusable("it has no address".to_owned()));
     }
-    grant.routes = routes.into_iter().map(|route| ExtraRoute { dst: route.dst, gw: route.gw }).collect();
+    grant.routes = routes.into_iter().map(RouteDocument::route).collect();
     Ok(grant)
 }
 

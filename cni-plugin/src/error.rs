@@ -10,8 +10,6 @@ use crate::version::Version;
 pub enum Code {
     /// The configuration's CNI version is unknown, or too old for the verb.
     IncompatibleVersion = 1,
-    /// The call asks for something this plugin does not do.
-    UnsupportedField = 2,
     /// An environment variable is missing or cannot be meant.
     InvalidEnvironment = 4,
     /// Standard input or output failed.

@@ -16,16 +16,16 @@ use crate::ports;
 
 /// Does a GC; goes on past errors and tells them at the end.
 ///
+/// Without a list of valid attachments, as libcni calls for `cnitool gc`, only what has lost its link is garbage: an
+/// absent list must not remove every pod's network.
+///
 /// # Errors
-/// Code 7 when the runtime gave no list of valid attachments: an absent list must not remove every pod's network.
+/// Code 104 when something is left.
 pub fn gc(call: &Call, config: &Config) -> Result<(), CniError> {
-    let Some(valid) = &config.valid else {
-        return Err(CniError::new(Code::InvalidConfig, "GC needs cni.dev/valid-attachments")
-            .and("an empty list removes all attachments of the network"));
-    };
     let mut netlink = Netlink::open().map_err(|e| {
         CniError::new(Code::Wiring, "the kernel's netlink cannot be used").because(e).and("is this root?")
     })?;
+    let Some(valid) = &config.valid else { return gc_dead(call, config, &mut netlink) };
     let valid: BTreeSet<&Owner> = valid.iter().collect();
     let (owners, mut failures) = owners(&mut netlink, config);
     // By name as well: an alias that was cut short does not tell its owner.
@@ -33,19 +33,38 @@ pub fn gc(call: &Call, config: &Config) -> Result<(), CniError> {
     for owner in owners.iter().filter(|owner| !valid.contains(owner)) {
         failures.extend(del::remove_with_grant(&mut netlink, call, config, owner));
     }
-    failures.extend(remove_strays(&mut netlink, config, &valid_links));
+    let shapers = valid.iter().map(|owner| naming::shaper(owner));
+    let valid_names: BTreeSet<String> = shapers.chain(valid_links.iter().cloned()).collect();
+    failures.extend(remove_strays(&mut netlink, config, &valid_names));
     failures.extend(attachment::delete_aside(&mut netlink).err().map(|error| error.to_string()));
     failures.extend(ports::collect(&config.network, &valid_links).iter().map(ToString::to_string));
     if let Some(delegate) = &config.delegate {
         failures.extend(delegate.pass(call, "GC").err().map(|error| error.to_string()));
     }
-    del::report(
-        CniError::new(
-            Code::Teardown,
-            format!("garbage of network {} is not removed completely", config.network),
-        ),
-        failures,
-    )
+    report(config, failures)
+}
+
+/// Removes what is left of attachments whose link is gone.
+fn gc_dead(call: &Call, config: &Config, netlink: &mut Netlink) -> Result<(), CniError> {
+    let (owners, mut failures) = owners(netlink, config);
+    for owner in &owners {
+        match attachment::host_link(netlink, owner) {
+            Ok(Some(_)) => {}
+            Ok(None) => failures.extend(del::remove_with_grant(netlink, call, config, owner)),
+            Err(error) => failures.push(error.to_string()),
+        }
+    }
+    failures.extend(attachment::delete_aside(netlink).err().map(|error| error.to_string()));
+    if let Some(delegate) = &config.delegate {
+        failures.extend(delegate.pass(call, "GC").err().map(|error| error.to_string()));
+    }
+    report(config, failures)
+}
+
+fn report(config: &Config, failures: Vec<String>) -> Result<(), CniError> {
+    let network = &config.network;
+    let error = CniError::new(Code::Teardown, format!("garbage of network {network} is not removed completely"));
+    del::report(error, failures)
 }
 
 /// Everyone who has a lease or a link of the network.
@@ -53,7 +72,11 @@ fn owners(netlink: &mut Netlink, config: &Config) -> (BTreeSet<Owner>, Vec<Strin
     let mut failures = Vec::new();
     let mut owners = BTreeSet::new();
     match leases::open_existing(config) {
-        Ok(ledger) => owners.extend(ledger.iter().flat_map(|l| l.leases()).map(|lease| lease.owner.clone())),
+        Ok(Some(mut ledger)) => match ledger.leases() {
+            Ok(leases) => owners.extend(leases.iter().map(|lease| lease.owner.clone())),
+            Err(error) => failures.push(leases::failed(&error).to_string()),
+        },
+        Ok(None) => {}
         Err(error) => failures.push(error.to_string()),
     }
     match netlink.links() {
@@ -74,7 +97,10 @@ fn remove_strays(netlink: &mut Netlink, config: &Config, valid: &BTreeSet<String
         Ok(links) => links,
         Err(error) => return vec![error.to_string()],
     };
-    let stray = |alias: &str| naming::lease_from_alias(&config.network, alias).is_some();
+    let stray = |alias: &str| {
+        naming::lease_from_alias(&config.network, alias).is_some()
+            || naming::is_shaper_of(&config.network, alias)
+    };
     let strays = links.iter().filter(|l| l.alias.as_deref().is_some_and(stray) && !valid.contains(&l.name));
     let outcomes: Vec<_> = strays.map(|link| netlink.delete_link(link.index)).collect();
     outcomes

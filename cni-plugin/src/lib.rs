@@ -10,6 +10,7 @@
 //! | [`naming`] | names and MAC addresses that follow from the attachment alone |
 //! | [`node`] | the bridge, forwarding and masquerade: shared by all pods, ensured by each ADD |
 //! | [`attachment`] | one pod's link, address and routes: wired, unwired |
+//! | [`guard`], [`bandwidth`] | what a pod may not send, and how fast it may send and receive |
 //! | [`delegate`] | another IPAM plugin in place of the ledger |
 //! | [`import`] | leases that the host-local plugin gave before |
 //! | [`ports`] | ports of the node that lead to a pod |
@@ -22,6 +23,7 @@
 
 pub mod add;
 pub mod attachment;
+pub mod bandwidth;
 pub mod call;
 pub mod check;
 pub mod config;
@@ -29,6 +31,7 @@ pub mod del;
 pub mod delegate;
 pub mod error;
 pub mod gc;
+pub mod guard;
 pub mod import;
 pub mod leases;
 pub mod loopback;

@@ -50,7 +50,8 @@ fn add(call: &Call, envelope: &Envelope) -> Result<String, CniError> {
     let sandbox = call.netns.as_ref().map(|path| path.to_string_lossy().into_owned());
     let link = Interface { name: NAME.to_owned(), mac: Mac([0; 6]), mtu: 65_536, sandbox };
     let addresses = addresses.iter().map(|found| Address { address: found.prefix, gateway: None }).collect();
-    let result = AddResult { interfaces: vec![link], addresses, routes: Vec::new(), dns: Dns::default() };
+    let result =
+        AddResult { interfaces: vec![link], place: 0, addresses, routes: Vec::new(), dns: Dns::default() };
     result.to_json(envelope.version, None)
 }
 

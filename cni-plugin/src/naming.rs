@@ -10,8 +10,19 @@ use sha2::{Digest, Sha256};
 const ALIAS_MAX: usize = 255;
 /// How the alias of a link begins that DEL has put aside, to be deleted later.
 const ASIDE_START: &str = "netd-reap ";
+/// How the alias of a link begins that limits what a pod sends.
+const SHAPER_START: &str = "netd-bw net=";
 /// The alias of the bridge.
 pub const BRIDGE_ALIAS: &str = "netd bridge";
+
+/// The alias of the bridge port that a VLAN's gateway is behind.
+pub const VLAN_PORT_ALIAS: &str = "netd VLAN gateway";
+
+/// The name of the bridge port behind which the gateway `link` of a VLAN is.
+pub fn vlan_port(link: &str) -> String {
+    let [a, b, c, d] = hashed(link.as_bytes());
+    format!("netdv{a:02x}{b:02x}{c:02x}{d:02x}")
+}
 
 /// The name of the host's end of the attachment's veth pair: `netd` and 55 bits of a hash.
 pub fn host_link(owner: &Owner) -> String {
@@ -45,16 +56,37 @@ pub fn bridge_mac(gateway: IpAddr) -> Mac {
     mac([0x6e, 0x64], gateway)
 }
 
-/// A locally administered unicast address: two bytes of ours, and four of the address (of an IPv6 one, of its hash).
-fn mac([first, second]: [u8; 2], address: IpAddr) -> Mac {
-    let [a, b, c, d] = match address {
-        IpAddr::V4(v4) => v4.octets(),
-        IpAddr::V6(v6) => {
-            let hash = Sha256::digest(v6.octets());
-            hash.first_chunk::<4>().copied().unwrap_or_default()
+/// The MAC address of a bridge without gateway addresses.
+pub fn named_bridge_mac(bridge: &str) -> Mac {
+    local([0x6e, 0x64], hashed(bridge.as_bytes()))
+}
+
+/// The MAC addresses of the two ends of an attachment, the host's first: they follow from its first address, or from
+/// the attachment where it has none.
+pub fn link_macs(lease: &Lease) -> (Mac, Mac) {
+    match lease.addresses.first() {
+        Some(address) => (host_mac(*address), pod_mac(*address)),
+        None => {
+            let bytes = hashed(host_link(&lease.owner).as_bytes());
+            (local([0x6e, 0x68], bytes), local([0x02, 0x42], bytes))
         }
-    };
+    }
+}
+
+/// A locally administered unicast address: two bytes of ours, and four of the address (of an IPv6 one, of its hash).
+fn mac(start: [u8; 2], address: IpAddr) -> Mac {
+    match address {
+        IpAddr::V4(v4) => local(start, v4.octets()),
+        IpAddr::V6(v6) => local(start, hashed(&v6.octets())),
+    }
+}
+
+fn local([first, second]: [u8; 2], [a, b, c, d]: [u8; 4]) -> Mac {
     Mac([first, second, a, b, c, d])
+}
+
+fn hashed(bytes: &[u8]) -> [u8; 4] {
+    Sha256::digest(bytes).first_chunk::<4>().copied().unwrap_or_default()
 }
 
 /// The alias of the host's end: the lease in words, the ledger's second memory.
@@ -68,6 +100,29 @@ pub fn alias(network: &str, lease: &Lease) -> String {
 /// The alias of a link that is to be deleted: it is no attachment any more.
 pub fn aside_alias(owner: &Owner) -> String {
     cut(format!("{ASIDE_START}if={} id={}", owner.interface, owner.container))
+}
+
+/// The name of the link that limits what an attachment's pod sends.
+pub fn shaper(owner: &Owner) -> String {
+    let host = host_link(owner);
+    format!("ndif{}", host.strip_prefix("netd").unwrap_or(&host))
+}
+
+/// The alias of the link that limits what an attachment's pod sends.
+pub fn shaper_alias(network: &str, owner: &Owner) -> String {
+    cut(format!("{SHAPER_START}{network} if={} id={}", owner.interface, owner.container))
+}
+
+/// Whether an alias says that the link limits what a pod sends.
+pub fn is_shaper_alias(text: &str) -> bool {
+    text.starts_with(SHAPER_START)
+}
+
+/// Whether an alias says that the link limits what a pod of this network sends.
+pub fn is_shaper_of(network: &str, text: &str) -> bool {
+    text.strip_prefix(SHAPER_START)
+        .and_then(|rest| rest.split_once(" if="))
+        .is_some_and(|(of, _)| of == network)
 }
 
 /// Whether an alias says that the link is to be deleted.
@@ -135,9 +190,20 @@ mod tests {
     }
 
     #[test]
+    fn a_shaper_is_known_by_name_and_alias() {
+        let owner = owner(&"f".repeat(400), "eth0");
+        assert_eq!(shaper(&owner).len(), 15);
+        assert_eq!(shaper(&owner).get(4..), host_link(&owner).get(4..));
+        let text = shaper_alias("pods", &owner);
+        assert!(text.len() == 255 && is_shaper_alias(&text) && is_shaper_of("pods", &text), "{text}");
+        assert!(!is_shaper_of("pod", &text) && !is_alias(&text) && !is_aside(&text));
+        assert!(!is_shaper_alias(&alias("pods", &Lease { owner, ..Lease::default() })));
+    }
+
+    #[test]
     fn an_alias_tells_the_lease() {
         let addresses = vec!["172.16.1.2".parse().unwrap(), "fd00::2".parse().unwrap()];
-        let lease = Lease { owner: owner(&"f".repeat(64), "eth0"), pod: None, addresses };
+        let lease = Lease { owner: owner(&"f".repeat(64), "eth0"), addresses, ..Lease::default() };
         let text = alias("pods", &lease);
         assert_eq!(lease_from_alias("pods", &text), Some(lease.clone()));
         assert_eq!(lease_from_alias("pod", &text), None);

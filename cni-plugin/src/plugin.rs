@@ -1,7 +1,6 @@
 //! One call from beginning to end: environment and standard input in, JSON and an exit code out.
 
 use std::io::{self, Read, Write};
-use std::process::ExitCode;
 
 use crate::call::{Call, Verb};
 use crate::config::{self, Config, Envelope, MAX_LENGTH, TYPES, unknown_type};
@@ -10,10 +9,12 @@ use crate::version::{self, Version};
 use crate::{add, check, del, gc, loopback, status};
 
 /// What a failed call exits with.
-const FAILED: u8 = 1;
+const FAILED: i32 = 1;
+/// The exit status after success.
+const DONE: i32 = 0;
 
 /// Runs the plugin on the process's environment, standard input and output.
-pub fn main() -> ExitCode {
+pub fn main() -> i32 {
     let variable = |name: &str| std::env::var_os(name).map(|value| value.to_string_lossy().into_owned());
     let call = match Call::read(variable) {
         Ok(Some(call)) => call,
@@ -23,6 +24,8 @@ pub fn main() -> ExitCode {
     };
     let bytes = match read_input(io::stdin().lock()) {
         Ok(bytes) => bytes,
+        // The versions are told whatever the input is.
+        Err(_) if call.verb == Verb::Version => Vec::new(),
         Err(error) => return fail(&error, Version::LATEST),
     };
     let version = config::version_of(&bytes);
@@ -40,8 +43,8 @@ struct Answer {
 }
 
 impl Answer {
-    fn tell(self, call: &Call, version: Version) -> ExitCode {
-        let Err(cause) = print(&self.text) else { return ExitCode::SUCCESS };
+    fn tell(self, call: &Call, version: Version) -> i32 {
+        let Err(cause) = print(&self.text) else { return DONE };
         let error = CniError::new(Code::Io, "the result cannot be written to standard output").because(cause);
         let error = match &self.config {
             Some(config) => add::take_back(call, config, error),
@@ -113,7 +116,7 @@ fn read_input(input: impl Read) -> Result<Vec<u8>, CniError> {
 }
 
 /// A person started the plugin: says what it is.
-fn about() -> ExitCode {
+fn about() -> i32 {
     let text = format!(
         "netd-cni {}: CNI plugin of netd, started by a container runtime with CNI_COMMAND set\n\
          CNI protocol versions supported: {}\n",
@@ -122,14 +125,14 @@ fn about() -> ExitCode {
     );
     // Nobody is left to be told of a failure here.
     let _ = io::stderr().write_all(text.as_bytes());
-    ExitCode::SUCCESS
+    DONE
 }
 
-fn fail(error: &CniError, version: Version) -> ExitCode {
+fn fail(error: &CniError, version: Version) -> i32 {
     if print(&error.to_json(version)).is_err() {
         let _ = writeln!(io::stderr(), "netd-cni: {error}");
     }
-    ExitCode::from(FAILED)
+    FAILED
 }
 
 fn print(text: &str) -> io::Result<()> {

@@ -11,6 +11,7 @@ use netd_kernel::{Netlink, sysctl};
 use crate::config::{Config, PortWish};
 use crate::error::{CniError, Code};
 use crate::naming;
+use crate::node;
 
 /// Makes the wished ports lead to the pod.
 ///
@@ -25,7 +26,8 @@ pub fn add(netlink: &mut Netlink, config: &Config, lease: &Lease) -> Result<(), 
     let failed = |e| CniError::new(Code::HostPort, "the host ports cannot be installed").because(e);
     let from_loopback = |port: &HostPort| port.to.is_ipv4() && port.host_ip.is_none_or(|ip| ip.is_loopback());
     if ports.iter().any(from_loopback) {
-        sysctl::write(&format!("net/ipv4/conf/{}/route_localnet", config.bridge), "1").map_err(failed)?;
+        let link = node::incoming_link(config, &lease.owner);
+        sysctl::write(&format!("net/ipv4/conf/{link}/route_localnet"), "1").map_err(failed)?;
     }
     match hostport::add(&key(&config.network, &lease.owner), &ports).map_err(failed)? {
         Ok(()) => {}

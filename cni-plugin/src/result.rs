@@ -38,9 +38,11 @@ pub struct Address {
 /// What an ADD did.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AddResult {
-    /// Bridge, host's end, pod's end: in this order.
+    /// Bridge (where there is one), host's end, pod's end, VLAN's gateway (where there is one): in this order.
     pub interfaces: Vec<Interface>,
-    /// All of them are on the last interface.
+    /// Which of them is the pod's end.
+    pub place: usize,
+    /// All of them are on the pod's end.
     pub addresses: Vec<Address>,
     /// Routes of the pod.
     pub routes: Vec<ExtraRoute>,
@@ -69,7 +71,8 @@ impl AddResult {
         let mut body = Map::new();
         for (key, v4) in [("ip4", true), ("ip6", false)] {
             let Some(found) = self.addresses.iter().find(|a| a.address.is_ipv4() == v4) else { continue };
-            let routes: Vec<_> = self.routes.iter().filter(|r| r.dst.is_ipv4() == v4).collect();
+            let of_family = self.routes.iter().filter(|route| route.dst.is_ipv4() == v4);
+            let routes: Vec<_> = of_family.map(ExtraRoute::before_1_1).collect();
             let mut value = json!({ "ip": found.address, "routes": routes });
             if let Some(gateway) = found.gateway {
                 value["gateway"] = json!(gateway);
@@ -80,13 +83,12 @@ impl AddResult {
     }
 
     fn by_interface(&self, version: Version) -> Map<String, Value> {
-        let last = self.interfaces.len().saturating_sub(1);
         let interfaces: Vec<Value> = self.interfaces.iter().map(|link| interface(link, version)).collect();
         let ips: Vec<Value> = self
             .addresses
             .iter()
             .map(|found| {
-                let mut ip = json!({ "interface": last, "address": found.address });
+                let mut ip = json!({ "interface": self.place, "address": found.address });
                 if let Some(gateway) = found.gateway {
                     ip["gateway"] = json!(gateway);
                 }
@@ -99,8 +101,14 @@ impl AddResult {
             .collect();
         let mut body = Map::new();
         body.insert("interfaces".to_owned(), json!(interfaces));
-        body.insert("ips".to_owned(), json!(ips));
-        body.insert("routes".to_owned(), json!(self.routes));
+        if !ips.is_empty() {
+            body.insert("ips".to_owned(), json!(ips));
+        }
+        let known = |route: &ExtraRoute| {
+            if version >= Version::V1_1_0 { *route } else { route.before_1_1() }
+        };
+        let routes: Vec<ExtraRoute> = self.routes.iter().map(known).collect();
+        body.insert("routes".to_owned(), json!(routes));
         body
     }
 }
@@ -193,10 +201,15 @@ mod tests {
                 link("netdx", 2, None),
                 link("eth0", 3, Some("/run/netns/x")),
             ],
+            place: 2,
             addresses: vec![address("172.16.1.2/32", "172.16.1.1"), address("fd00::2/128", "fd00::1")],
             routes: vec![
-                ExtraRoute { dst: "0.0.0.0/0".parse().unwrap(), gw: Some("172.16.1.1".parse().unwrap()) },
-                ExtraRoute { dst: "::/0".parse().unwrap(), gw: None },
+                ExtraRoute {
+                    mtu: 1400,
+                    table: Some(100),
+                    ..ExtraRoute::new("0.0.0.0/0".parse().unwrap(), "172.16.1.1".parse().ok())
+                },
+                ExtraRoute::new("::/0".parse().unwrap(), None),
             ],
             dns: Dns::default(),
         }
@@ -219,7 +232,7 @@ mod tests {
                 { "interface": 2, "address": "172.16.1.2/32", "gateway": "172.16.1.1" },
                 { "interface": 2, "address": "fd00::2/128", "gateway": "fd00::1" },
             ],
-            "routes": [{ "dst": "0.0.0.0/0", "gw": "172.16.1.1" }, { "dst": "::/0" }],
+            "routes": [{ "dst": "0.0.0.0/0", "gw": "172.16.1.1", "mtu": 1400, "table": 100 }, { "dst": "::/0" }],
             "dns": {},
         });
         assert_eq!(written(Version::V1_1_0), expected);
@@ -229,6 +242,7 @@ mod tests {
     fn earlier_results_have_what_their_version_knows() {
         assert!(written(Version::V1_0_0)["interfaces"][2].get("mtu").is_none());
         assert!(written(Version::V1_0_0)["ips"][0].get("version").is_none());
+        assert_eq!(written(Version::V1_0_0)["routes"][0], json!({ "dst": "0.0.0.0/0", "gw": "172.16.1.1" }));
         for version in [Version::V0_3_0, Version::V0_3_1, Version::V0_4_0] {
             let value = written(version);
             assert_eq!(value["cniVersion"], version.name());

@@ -6,13 +6,18 @@
 mod cni {
     mod harness;
 
+    mod bandwidth;
     mod chained;
     mod delegated;
     mod kill;
+    mod lan;
     mod lifecycle;
     mod malformed;
     mod migrated;
+    mod pathways;
     mod ports;
     mod reaped;
+    mod routed;
+    mod spoofing;
     mod traffic;
 }

@@ -16,6 +16,8 @@ use crate::config::{ExtraRoute, Mode};
 const LOOPBACK: Ifindex = Ifindex(1);
 /// How long duplicate detection may take; a second or two with the kernel's defaults.
 const DETECTION: Duration = Duration::from_secs(10);
+/// The metric of a route that another interface of the pod has already is more than this; IPv6's own is 1024.
+const BEHIND: u32 = 2048;
 /// What the kernel answers to a gateway that it cannot use (`asm-generic/errno-base.h`).
 const EINVAL: i32 = 22;
 
@@ -168,8 +170,8 @@ fn await_delivery(netlink: &mut Netlink, address: IpAddr) -> netd_kernel::Result
     }
 }
 
-/// Does other changes and adds routes; a route that another interface of the pod has already stays that interface's, as
-/// with other plugins.
+/// Does other changes and adds routes; a route that another interface of the pod has already stays that interface's, and
+/// is added behind it.
 fn add_routes(netlink: &mut Netlink, mut batch: Batch, routes: &[Route]) -> netd_kernel::Result<()> {
     let others = batch.len();
     for route in routes {
@@ -188,16 +190,19 @@ fn add_routes(netlink: &mut Netlink, mut batch: Batch, routes: &[Route]) -> netd
     Ok(())
 }
 
-/// Adds a route whose gateway another interface of the pod may lead to.
+/// Adds a route that another interface of the pod may have already: then behind it, so that each stands alone when the other
+/// goes.
 fn add_shared_route(netlink: &mut Netlink, route: &Route) -> netd_kernel::Result<()> {
-    let mut added = netlink.add_route(&Route { onlink: route.gateway.is_some(), ..route.clone() });
-    // IPv6 takes no gateway over one interface that has a route over another (`net/ipv6/route.c:ip6_validate_gw`): then
-    // the way is through that other one.
-    let refused = added.as_ref().is_err_and(|error| error.errno() == Some(EINVAL));
-    if refused && route.gateway.is_some_and(|gateway| gateway.is_ipv6()) {
-        added = netlink.add_route(&Route { link: None, onlink: false, ..route.clone() });
+    let behind = Route { metric: BEHIND + route.link.map_or(0, |link| link.0), ..route.clone() };
+    // IPv6 takes no gateway "on the link" that has a route over another one (`net/ipv6/route.c:ip6_validate_gw`).
+    let direct = Route { onlink: false, ..behind.clone() };
+    for route in [route, &behind] {
+        match netlink.add_route(route) {
+            Err(error) if error.is_exists() || error.errno() == Some(EINVAL) => {}
+            done => return done,
+        }
     }
-    match added {
+    match netlink.add_route(&direct) {
         Err(error) if !error.is_exists() => Err(error),
         Ok(()) | Err(_) => Ok(()),
     }

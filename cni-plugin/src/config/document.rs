@@ -7,7 +7,9 @@ use ipnetwork::IpNetwork;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
+use super::wiring::{Mode, TrunkDocument};
 use super::{Dns, ExtraRoute, invalid};
+use crate::bandwidth::Bandwidth;
 use crate::error::CniError;
 
 #[derive(Deserialize)]
@@ -36,19 +38,30 @@ pub(super) struct Document {
     pub(super) enabledad: bool,
     #[serde(default)]
     pub(super) strict_delete: bool,
-    ip_masq_backend: Option<String>,
+    pub(super) anti_spoofing: Option<bool>,
     #[serde(default)]
-    vlan: u32,
+    pub(super) anti_spoofing_opt_out: Vec<String>,
     #[serde(default)]
-    vlan_trunk: Vec<Value>,
-    #[serde(rename = "preserveDefaultVlan")]
-    _preserve_default_vlan: Option<bool>,
+    ingress_rate: u64,
     #[serde(default)]
-    macspoofchk: bool,
+    ingress_burst: u64,
     #[serde(default)]
-    port_isolation: bool,
+    egress_rate: u64,
     #[serde(default)]
-    disable_container_interface: bool,
+    egress_burst: u64,
+    pub(super) ip_masq_backend: Option<String>,
+    pub(super) mode: Option<Mode>,
+    #[serde(default)]
+    pub(super) vlan: i64,
+    pub(super) vlan_trunk: Option<Vec<TrunkDocument>>,
+    #[serde(default)]
+    pub(super) preserve_default_vlan: bool,
+    #[serde(default)]
+    pub(super) macspoofchk: bool,
+    #[serde(default)]
+    pub(super) port_isolation: bool,
+    #[serde(default)]
+    pub(super) disable_container_interface: bool,
     #[serde(default)]
     pub(super) ipam: Ipam,
     #[serde(default)]
@@ -61,7 +74,7 @@ pub(super) struct Document {
     pub(super) args: Option<Value>,
 }
 
-#[derive(Default, Deserialize)]
+#[derive(Default, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(super) struct Ipam {
     #[serde(rename = "type")]
@@ -82,7 +95,7 @@ pub(super) struct Ipam {
     gateway: Option<IpAddr>,
 }
 
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(super) struct RangeDocument {
     pub(super) subnet: IpNetwork,
@@ -92,42 +105,10 @@ pub(super) struct RangeDocument {
 }
 
 impl Document {
-    /// Refuses the keys of the reference bridge plugin that would need another design.
-    pub(super) fn refuse_impossible(&self) -> Result<(), CniError> {
-        let refusals = [
-            (
-                self.is_gateway == Some(false),
-                "isGateway false",
-                "pods reach each other through the bridge's address",
-            ),
-            (self.vlan != 0, "vlan", "pods are told apart by routes, not by VLANs"),
-            (!self.vlan_trunk.is_empty(), "vlanTrunk", "pods are told apart by routes, not by VLANs"),
-            (self.macspoofchk, "macspoofchk", "leave it out"),
-            (
-                self.port_isolation,
-                "portIsolation",
-                "pods reach each other through the host, which ports do not limit",
-            ),
-            (
-                self.disable_container_interface,
-                "disableContainerInterface",
-                "a pod without addresses has no use here",
-            ),
-            (
-                self.ip_masq_backend.as_deref().is_some_and(|b| b != "nftables"),
-                "ipMasqBackend",
-                "only \"nftables\"",
-            ),
-            (
-                self.promisc_mode && self.hairpin_mode == Some(true),
-                "hairpinMode with promiscMode",
-                "switch one of them off",
-            ),
-        ];
-        match refusals.into_iter().find(|(wanted, ..)| *wanted) {
-            Some((_, key, why)) => Err(invalid(format!("{key} is not supported")).and(why)),
-            None => Ok(()),
-        }
+    /// The keys of the reference plugin `bandwidth`.
+    pub(super) fn limits(&self) -> Bandwidth {
+        let Self { ingress_rate, ingress_burst, egress_rate, egress_burst, .. } = *self;
+        Bandwidth { ingress_rate, ingress_burst, egress_rate, egress_burst }
     }
 }
 

@@ -54,9 +54,7 @@ fn what_the_runtimes_library_adds_is_no_unknown_key() {
     }));
     let config = config.unwrap();
     assert_eq!(config.valid.unwrap()[0], Owner { container: "a".into(), interface: "eth0".into() });
-    assert!(config.previous.is_some() && config.wishes.unsupported.is_none());
-    let wish = parse(json!({ "runtimeConfig": { "bandwidth": { "ingressRate": 1 } } })).unwrap();
-    assert_eq!(wish.wishes.unsupported, Some("bandwidth"));
+    assert!(config.previous.is_some() && config.bandwidth.is_empty());
 }
 
 #[test]
@@ -73,15 +71,9 @@ fn every_impossible_value_has_its_code() {
         json!({ "name": "../x" }),
         json!({ "name": "" }),
         json!({ "type": "macvlan" }),
-        json!({ "type": "bridge" }),
-        json!({ "type": "bridge", "isGateway": true, "ipam": {} }),
-        json!({ "isGateway": false }),
-        json!({ "vlan": 7 }),
-        json!({ "vlanTrunk": [{ "id": 7 }] }),
-        json!({ "macspoofchk": true }),
-        json!({ "portIsolation": true }),
         json!({ "disableContainerInterface": true }),
-        json!({ "ipMasqBackend": "iptables" }),
+        json!({ "ipMasqBackend": "nft" }),
+        json!({ "ipMasqBackend": "" }),
         json!({ "hairpinMode": true, "promiscMode": true }),
         json!({ "runtimeConfig": { "portMappings": [{ "hostPort": 1 }] } }),
         json!({ "runtimeConfig": { "portMappings": [{ "hostPort": 0, "containerPort": 1 }] } }),
@@ -220,4 +212,41 @@ fn parse_with(changed: &Value) -> Result<Config, CniError> {
         }
     }
     Config::parse(document.to_string().as_bytes())
+}
+
+#[test]
+fn the_configurations_limits_count_more_than_the_runtimes() {
+    let wish = json!({ "bandwidth": { "ingressRate": 8000, "ingressBurst": 80_000 } });
+    let config = parse(json!({ "runtimeConfig": wish })).unwrap();
+    assert_eq!((config.bandwidth.ingress_rate, config.bandwidth.egress_rate), (8000, 0));
+    let config =
+        parse(json!({ "runtimeConfig": wish, "egressRate": 16_000, "egressBurst": 80_000 })).unwrap();
+    assert_eq!((config.bandwidth.ingress_rate, config.bandwidth.egress_rate), (0, 16_000));
+    assert!(parse(json!({ "runtimeConfig": { "bandwidth": { "rate": 1 } } })).is_err());
+    // A DEL must not fail where the ADD has.
+    assert!(parse(json!({ "egressRate": 16_000 })).unwrap().bandwidth.limits().is_err());
+}
+
+#[test]
+fn pods_are_guarded_unless_the_reference_plugin_is_meant() {
+    let reference = |keys: Value| {
+        let mut keys = keys;
+        keys["type"] = json!("bridge");
+        keys["isGateway"] = json!(true);
+        keys["ipam"] = json!({ "type": "host-local", "subnet": "10.1.0.0/16" });
+        parse(keys).unwrap().anti_spoofing
+    };
+    assert!(parse(json!({})).unwrap().anti_spoofing);
+    assert!(!parse(json!({ "antiSpoofing": false })).unwrap().anti_spoofing);
+    assert!(!reference(json!({})) && reference(json!({ "antiSpoofing": true })));
+    assert!(!parse(json!({ "vlanTrunk": [{ "id": 7 }] })).unwrap().anti_spoofing);
+    let error = parse(json!({ "vlanTrunk": [{ "id": 7 }], "antiSpoofing": true })).unwrap_err();
+    assert_eq!(error.code, Code::InvalidConfig);
+    let annotations = |value: Value| {
+        parse(
+            json!({ "runtimeConfig": { "io.kubernetes.cri.pod-annotations": { "netd.io/anti-spoofing": value } } }),
+        )
+    };
+    assert_eq!(annotations(json!("false")).unwrap().wishes.anti_spoofing.as_deref(), Some("false"));
+    assert!(annotations(json!(false)).is_err());
 }

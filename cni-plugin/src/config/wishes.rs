@@ -10,9 +10,11 @@ use serde_json::{Map, Value};
 
 use super::document::RangeDocument;
 use super::{Dns, invalid};
+use crate::bandwidth::Bandwidth;
 use crate::error::{CniError, Code};
+use crate::guard;
 
-/// The wishes that this plugin grants, and the name of one that it does not.
+/// The wishes that this plugin grants.
 #[derive(Debug, Clone, Default)]
 pub struct Wishes {
     /// Addresses that the pod is to have.
@@ -23,8 +25,10 @@ pub struct Wishes {
     pub ports: Vec<PortWish>,
     /// DNS settings, each of which replaces the configuration's.
     pub dns: Dns,
-    /// A wish that is not granted: ADD refuses it.
-    pub unsupported: Option<&'static str>,
+    /// How fast the pod may receive and send.
+    pub bandwidth: Bandwidth,
+    /// What the pod's annotation [`guard::ANNOTATION`] says.
+    pub anti_spoofing: Option<String>,
 }
 
 /// A port of the node that is to lead to one of the pod's.
@@ -39,9 +43,6 @@ pub struct PortWish {
     /// The one address of the node that counts, or the unspecified one of the one family that counts.
     pub host_ip: Option<IpAddr>,
 }
-
-/// Capabilities whose wishes this plugin does not grant: granting nothing silently would lose them.
-const UNSUPPORTED: [&str; 1] = ["bandwidth"];
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -104,8 +105,15 @@ impl Wishes {
         let ports: Vec<PortDocument> =
             read(runtime, "portMappings", "runtimeConfig.portMappings")?.unwrap_or_default();
         let ports = ports.into_iter().map(PortDocument::wish).collect::<Result<_, _>>()?;
-        let unsupported = UNSUPPORTED.into_iter().find(|key| runtime.get(*key).is_some_and(|v| !is_empty(v)));
-        Ok(Self { addresses, mac, ports, dns, unsupported })
+        let bandwidth = read(runtime, "bandwidth", "runtimeConfig.bandwidth")?.unwrap_or_default();
+        Ok(Self {
+            addresses,
+            mac,
+            ports,
+            dns,
+            bandwidth,
+            anti_spoofing: annotation(runtime, guard::ANNOTATION)?,
+        })
     }
 
     /// Adds what `CNI_ARGS` wish, where nobody else wishes it.
@@ -147,6 +155,16 @@ fn mac(wishes: &Map<String, Value>, path: &str) -> Result<Option<Mac>, CniError>
     let Some(text) = text.filter(|text| !text.is_empty()) else { return Ok(None) };
     let mac = machine_mac(&text);
     mac.map(Some).ok_or_else(|| invalid(format!("{path} {text:?} is not the MAC address of a machine")))
+}
+
+/// One annotation of the pod, where the runtime tells them.
+fn annotation(runtime: &Map<String, Value>, name: &str) -> Result<Option<String>, CniError> {
+    const KEY: &str = "io.kubernetes.cri.pod-annotations";
+    match runtime.get(KEY).and_then(|all| all.get(name)) {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::String(text)) => Ok(Some(text.clone())),
+        Some(other) => Err(invalid(format!("runtimeConfig: {KEY} has {name} {other}, which is no text"))),
+    }
 }
 
 fn read<T: serde::de::DeserializeOwned>(

@@ -165,6 +165,45 @@ impl Bench {
             (json!({ "ipam": { "dataDir": "x" } }), 7),
             (json!({ "dns": 1 }), 7),
         ];
+        self.refuse_changes(changes);
+    }
+
+    fn wirings(&mut self) {
+        let wirings = [
+            json!({ "mode": "macvlan" }),
+            json!({ "mode": 1 }),
+            json!({ "mode": "routed", "vlan": 7 }),
+            json!({ "mode": "routed", "vlanTrunk": [{ "id": 7 }] }),
+            json!({ "mode": "routed", "preserveDefaultVlan": true }),
+            json!({ "mode": "routed", "isGateway": false }),
+            json!({ "mode": "routed", "hairpinMode": false }),
+            json!({ "mode": "routed", "promiscMode": true }),
+            json!({ "mode": "routed", "forceAddress": true }),
+            json!({ "mode": "routed", "portIsolation": true }),
+            json!({ "mode": "routed", "macspoofchk": true }),
+            json!({ "mode": "routed", "disableContainerInterface": true }),
+            json!({ "mode": "routed", "type": "bridge" }),
+            json!({ "vlan": 4095 }),
+            json!({ "vlan": -7 }),
+            json!({ "vlan": "7" }),
+            json!({ "vlanTrunk": { "id": 7 } }),
+            json!({ "vlanTrunk": [{ "id": 0 }] }),
+            json!({ "vlanTrunk": [{ "id": 7, "name": "x" }] }),
+            json!({ "vlanTrunk": [{ "minID": 9 }] }),
+            json!({ "vlanTrunk": [{ "maxID": 9 }] }),
+            json!({ "vlanTrunk": [{ "minID": 9, "maxID": 8 }] }),
+            json!({ "vlanTrunk": [{ "minID": 1, "maxID": 4095 }] }),
+            json!({ "disableContainerInterface": true }),
+            json!({ "type": "bridge", "ipam": { "subnet": "172.16.1.0/24" } }),
+            json!({ "ipMasqBackend": "ipvs" }),
+            json!({ "hairpinMode": true, "promiscMode": true }),
+            json!({ "macspoofchk": "yes" }),
+            json!({ "portIsolation": 1 }),
+        ];
+        self.refuse_changes(wirings.map(|change| (change, 7)));
+    }
+
+    fn refuse_changes(&mut self, changes: impl IntoIterator<Item = (Value, u64)>) {
         let netns = self.pod.path().to_owned();
         for (change, code) in changes {
             let mut config = self.host.config.clone();
@@ -189,7 +228,17 @@ impl Bench {
             env[4].1 = args;
             self.refuse(&format!("ADD with {change} {args}"), &env, config.to_string().as_bytes(), code);
         };
-        add(json!({ "runtimeConfig": { "bandwidth": { "ingressRate": 8000 } } }), "", 2);
+        add(json!({ "runtimeConfig": { "bandwidth": { "ingressRate": 8000 } } }), "", 7);
+        add(json!({ "runtimeConfig": { "bandwidth": { "egressRate": "8M", "egressBurst": 1 } } }), "", 7);
+        let annotations = |value: &str| json!({ "runtimeConfig": { "io.kubernetes.cri.pod-annotations": { "netd.io/anti-spoofing": value } } });
+        add(json!({ "type": "bridge", "cniVersion": "0.2.0", "ipam": {} }), "", 7);
+        add(json!({ "type": "bridge", "ipam": {} }), "IP=172.16.1.9", 7);
+        add(json!({ "type": "bridge", "ipam": {}, "runtimeConfig": { "ips": ["172.16.1.9"] } }), "", 7);
+        let port = json!({ "portMappings": [{ "hostPort": 80, "containerPort": 80 }] });
+        add(json!({ "type": "bridge", "bridge": "netd0", "ipam": {}, "runtimeConfig": port }), "", 7);
+        add(annotations("false"), "", 7);
+        add(annotations("off"), "", 7);
+        add(json!({ "antiSpoofingOptOut": true }), "", 7);
         add(json!({ "runtimeConfig": { "portMappings": [{ "hostPort": 80 }] } }), "", 7);
         let other_family = json!({ "hostPort": 80, "containerPort": 80, "hostIP": "fd00::1" });
         add(json!({ "runtimeConfig": { "portMappings": [other_family] } }), "", 7);
@@ -217,9 +266,10 @@ fn a_malformed_call_gets_its_code_and_leaves_nothing() {
     bench.namespaces();
     bench.inputs();
     bench.configurations();
+    bench.wirings();
     bench.wishes_and_versions();
     println!("{} malformed calls", bench.calls);
-    assert!(bench.calls > 222, "{}", bench.calls);
+    assert!(bench.calls > 310, "{}", bench.calls);
     let pod = &bench.pod;
     bench.host.add("good", pod);
     bench.host.del("good", pod.path());
