@@ -194,20 +194,19 @@ fn a_change_that_does_not_reach_the_kernel_fails_healthz_livez_and_health_checks
     let mut daemon = node.start("http: {healthWindowSeconds: 1}");
     daemon.wait_ready();
     answer(&node, "127.0.0.1:32001", "GET /", 200);
-    // Somebody else's rule leads to a chain of ours, which the kernel then refuses to delete.
+    // Somebody else's map leads to a chain of ours, which the kernel then refuses to delete.
     let rules = node.rules();
     let chain = rules.lines().find(|line| line.starts_with("-A") && line.ends_with("172.16.0.3:8080"));
     let chain = chain.and_then(|line| line.split_whitespace().nth(1)).expect("the chain of an endpoint");
-    node.nft("add chain ip nat nd-holder");
-    node.nft(&format!("add rule ip nat nd-holder jump {chain}"));
+    node.nft("add map ip nat nd-holder { type mark : verdict ; }");
+    node.nft(&format!("add element ip nat nd-holder {{ 1 : jump {chain} }}"));
     node.manifest("web.yaml", &balanced("web", 1, 32_001, DRAINING));
     answer(&node, "127.0.0.1:10256", "GET /healthz", 503);
     let body = answer(&node, "127.0.0.1:10256", "GET /livez", 503).1;
     assert!(body.contains("\"healthy\":false"), "{body}");
     let body = answer(&node, "127.0.0.1:32001", "GET /", 503).1;
     assert_eq!(body, told("web", 2).replace("true", "false"), "counts change with the rules, not before");
-    node.nft("flush chain ip nat nd-holder");
-    node.nft("delete chain ip nat nd-holder");
+    node.nft("delete map ip nat nd-holder");
     answer(&node, "127.0.0.1:10256", "GET /healthz", 200);
     assert_eq!(answer(&node, "127.0.0.1:32001", "GET /", 503).1, told("web", 0));
 }
