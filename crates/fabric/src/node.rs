@@ -107,7 +107,8 @@ fn masquerade(node: &NodeNet) -> Result<Option<String>, Error> {
     let network = masquerade::owner_of(&node.network);
     let stale = |range: &&MasqueradedRange| {
         let node_own = range.owner == masquerade::NODE;
-        (node_own && !pods.contains(&range.pods)) || (!node.masquerade && (node_own || range.owner == network))
+        (node_own && !pods.contains(&range.pods))
+            || (!node.masquerade && (node_own || range.owner == network))
     };
     let mut changed = false;
     for range in masquerade::list().map_err(Error::kernel("list masquerade"))?.iter().filter(stale) {

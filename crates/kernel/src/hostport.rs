@@ -20,13 +20,15 @@
 //! Every element has its owner as its comment, so whoever starts with no memory finds it again. The tables are made by
 //! the first port and stay. Works in the network namespace of the calling thread.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-
-use ipnetwork::IpNetwork;
+use std::net::{IpAddr, SocketAddr};
 
 use crate::conntrack::Transport;
-use crate::nft::{Batch, Conversation, Element, Family, Hook, Rule, SetSpec};
+use crate::nft::{Batch, Conversation, Element, Family, Hook, SetSpec};
 use crate::{Error, Result};
+
+mod rules;
+
+use rules::rules;
 
 /// The name of both tables.
 pub const TABLE: &str = "netd-hostport";
@@ -43,7 +45,6 @@ const POSTROUTING: &str = "postrouting";
 const PRIORITY_GUARD: i32 = -300;
 const PRIORITY_DNAT: i32 = -90;
 const PRIORITY_SNAT: i32 = 99;
-const LOOPBACK: &str = "lo";
 /// How often a change is tried while others change the same elements.
 const ATTEMPTS: usize = 8;
 
@@ -129,7 +130,8 @@ pub fn add(owner: &str, ports: &[HostPort]) -> Result<Result<(), Conflict>> {
         if let Some(conflict) = conflict(&mut conversation, owner, ports)? {
             return Ok(Err(conflict));
         }
-        let new: Vec<Lost<'_>> = ports.iter().map(|port| Lost { owner, port: *port, mapped: false }).collect();
+        let new: Vec<Lost<'_>> =
+            ports.iter().map(|port| Lost { owner, port: *port, mapped: false }).collect();
         match conversation.commit(additions(&new), "add host ports") {
             Ok(()) => break,
             // Somebody was quicker; who it was is seen in the next round.
@@ -392,38 +394,6 @@ const TYPE_IPV4: u32 = 7;
 const TYPE_IPV6: u32 = 8;
 const TYPE_PROTOCOL: u32 = 12;
 const TYPE_PORT: u32 = 13;
-
-/// All rules with their chains, in the kernel's order.
-fn rules(family: Family) -> Vec<(&'static str, Rule)> {
-    let mut number = 0;
-    let mut rule = || {
-        number += 1;
-        // The number before the point is the layout's version.
-        Rule::new(format!("{TABLE} 1.{number}"))
-    };
-    let own = loopback(family);
-    let mut all = vec![(GUARD, rule().input_link(LOOPBACK, false).destination(own).drop())];
-    all.push((PREROUTING, rule().local_destination().goto(TRANSLATE)));
-    if family == Family::V6 {
-        // The kernel has no route_localnet for ::1.
-        all.push((OUTPUT, rule().destination(own).return_()));
-    }
-    all.push((OUTPUT, rule().local_destination().goto(TRANSLATE)));
-    all.push((TRANSLATE, rule().translate_by(family, ADDRESSED, true)));
-    all.push((TRANSLATE, rule().translate_by(family, PORTS, false)));
-    all.push((POSTROUTING, rule().both_addresses_in(family, PODS).masquerade(0)));
-    all.push((POSTROUTING, rule().source(own).output_link(LOOPBACK, false).masquerade(0)));
-    all
-}
-
-fn loopback(family: Family) -> IpNetwork {
-    match family {
-        Family::V4 => IpNetwork::new(Ipv4Addr::new(127, 0, 0, 0).into(), 8),
-        Family::V6 => IpNetwork::new(Ipv6Addr::LOCALHOST.into(), 128),
-    }
-    // Both prefixes are valid.
-    .unwrap_or_else(|_| family.multicast())
-}
 
 fn pair(port: &HostPort, owner: &str) -> Element {
     let address = octets(port.to.ip());

@@ -112,7 +112,9 @@ pub fn ensure(masquerade: &Masquerade) -> Result<bool> {
 pub fn remove_range(owner: &str, pods: &IpNetwork) -> Result<bool> {
     let (owner, pods) = (short(owner), canonical(pods));
     change("remove masquerade rules", |conversation, family, batch| {
-        let Some(present) = present(conversation, family)?.filter(|_| family.has(&pods)) else { return Ok(()) };
+        let Some(present) = present(conversation, family)?.filter(|_| family.has(&pods)) else {
+            return Ok(());
+        };
         let range = Range { owner: owner.clone(), pods };
         let own: Vec<&Found> = present.rules.iter().filter(|rule| range.leads(rule)).collect();
         for rule in &own {
@@ -136,7 +138,7 @@ pub fn list() -> Result<Vec<MasqueradedRange>> {
     let mut all: Vec<MasqueradedRange> = Vec::new();
     for family in Family::BOTH {
         let Some(present) = present(&mut conversation, family)? else { continue };
-        for range in present.rules.iter().filter_map(|rule| Said::of(rule)).map(|said| said.range) {
+        for range in present.rules.iter().filter_map(Said::of).map(|said| said.range) {
             if all.iter().any(|known| known.owner == range.owner && known.pods == range.pods) {
                 continue;
             }
@@ -176,10 +178,7 @@ pub fn remove() -> Result<bool> {
 
 /// Commits what `plan` puts into a batch, anew when another process changed the same rules meanwhile; says whether
 /// there was anything.
-fn change(
-    action: &str,
-    plan: impl Fn(&mut Conversation, Family, &mut Batch) -> Result<()>,
-) -> Result<bool> {
+fn change(action: &str, plan: impl Fn(&mut Conversation, Family, &mut Batch) -> Result<()>) -> Result<bool> {
     let mut conversation = Conversation::open()?;
     let mut clash = None;
     for _ in 0..ATTEMPTS {
@@ -222,7 +221,8 @@ impl Range {
     /// Whether it has one rule of each kind, in an order that works, and just these exceptions.
     fn is_whole(&self, rules: &[Found], keep: &[IpNetwork]) -> bool {
         let base = || rules.iter().filter(|rule| rule.chain == BASE_CHAIN);
-        let own: Vec<String> = base().filter(|rule| self.leads(rule)).map(|rule| rule.comment.clone()).collect();
+        let own: Vec<String> =
+            base().filter(|rule| self.leads(rule)).map(|rule| rule.comment.clone()).collect();
         let (lead, first) = (self.comment(KEEP), base().position(|rule| rule.comment.ends_with(ALL)));
         let at = base().position(|rule| rule.comment == lead);
         let ordered = at.is_some_and(|at| first.is_none_or(|first| at < first));
@@ -245,7 +245,8 @@ impl Said {
         let mut words = rule.comment.strip_prefix(MARK)?.split(' ');
         let (owner, pods, what) = (words.next()?, words.next()?.parse().ok()?, words.next()?);
         let range = Range { owner: owner.to_owned(), pods };
-        let placed = if rule.chain == BASE_CHAIN { [KEEP, ALL].contains(&what) } else { rule.chain == range.chain() };
+        let placed =
+            if rule.chain == BASE_CHAIN { [KEEP, ALL].contains(&what) } else { rule.chain == range.chain() };
         placed.then(|| Self { range, what: what.to_owned() })
     }
 }

@@ -7,8 +7,8 @@ use std::time::SystemTime;
 
 use ipnetwork::IpNetwork;
 use netd_admin::{
-    DataplaneState, DnsState, GarbageState, KindState, NodeRouteState, PartState, SourceState, StateDoc, StateSource,
-    UpstreamState,
+    DataplaneState, DnsState, GarbageState, KindState, NodeRouteState, PartState, SourceState, StateDoc,
+    StateSource, UpstreamState,
 };
 use netd_dns::{Forwarder, Metrics as DnsMetrics};
 use netd_model::{Notice, ServicePlan, Snapshot};
@@ -134,12 +134,7 @@ impl Board {
     }
 
     /// Notes what was collected, by kind, and how much may be garbage.
-    pub(crate) fn note_garbage(
-        &self,
-        collected: &[(&'static str, String)],
-        waiting: usize,
-        at: SystemTime,
-    ) {
+    pub(crate) fn note_garbage(&self, collected: &[(&'static str, String)], waiting: usize, at: SystemTime) {
         let mut inner = self.inner();
         let garbage = &mut inner.garbage;
         for (kind, object) in collected {

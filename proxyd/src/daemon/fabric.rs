@@ -10,8 +10,8 @@ use ipnetwork::IpNetwork;
 use netd_admin::NodeRouteState;
 use netd_fabric::{CniConfig, Fabric, Mode, NodeNet, Report, Settings};
 use netd_kernel::monitor::{Change, RuleChange, changes_with_neighbours, rule_changes};
-use netd_kernel::{Clock, ROUTE_PROTOCOL, SystemClock};
 use netd_kernel::netlink::{Family, POD_ROUTE_PROTOCOL};
+use netd_kernel::{Clock, ROUTE_PROTOCOL, SystemClock};
 use netd_model::Snapshot;
 use netd_watch::Subscriber;
 use tracing::{info, warn};
@@ -257,7 +257,11 @@ impl Network {
             .map(|(range, count)| format!("{count} pods keep addresses of the former range {range}"))
             .collect();
         let wide = mtu.filter(|_| !wide.is_empty()).map(|mtu| {
-            format!("{} pods keep a larger MTU than {mtu} until they are made again: {}", wide.len(), few(&wide))
+            format!(
+                "{} pods keep a larger MTU than {mtu} until they are made again: {}",
+                wide.len(),
+                few(&wide)
+            )
         });
         Ok(former.into_iter().chain(wide).map(|text| format!("; {text}")).collect())
     }

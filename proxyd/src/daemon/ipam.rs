@@ -10,11 +10,7 @@ use tracing::debug;
 
 /// Pools and leases of every network whose ledger is in `directory`, which has the node's `pod_cidrs` to give and had
 /// the `former` ones. `None` when there is no ledger.
-pub(super) fn state(
-    directory: &Path,
-    pod_cidrs: &[IpNetwork],
-    former: &[IpNetwork],
-) -> Option<IpamState> {
+pub(super) fn state(directory: &Path, pod_cidrs: &[IpNetwork], former: &[IpNetwork]) -> Option<IpamState> {
     let entries = std::fs::read_dir(directory).ok()?;
     let mut state = IpamState::default();
     for path in entries.flatten().map(|entry| entry.path()) {

@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use netd_ipam::{Ledger, Leases, Moment, Options, Owner, Pool, Range, UnderWay};
+use netd_ipam::{Leases, Ledger, Moment, Options, Owner, Pool, Range, UnderWay};
 use netd_kernel::clock::eventually;
 use netd_kernel::exec::{Spawn, find_program};
 use netd_kernel::hostport::{self, HostPort};
@@ -118,6 +118,7 @@ fn heals(daemon: &Daemon<'_>, what: &str, damage: impl FnOnce(), whole: impl Fn(
 }
 
 #[test]
+#[expect(clippy::too_many_lines, reason = "one fault after the other on the same node")]
 fn what_running_pods_need_comes_back_within_two_seconds_whoever_took_it() {
     let node = TestNode::new("heal");
     let mut daemon = node.start(CONFIG);
@@ -128,7 +129,8 @@ fn what_running_pods_need_comes_back_within_two_seconds_whoever_took_it() {
     web.check().unwrap();
     let (web_ip, other_ip) = (web.addresses()[0], other.addresses()[0]);
     // The daemon has seen both.
-    let known = |text: &str| eventually(WAIT, || daemon.status(&["-o", "json"]).stdout.contains(text).then_some(()));
+    let known =
+        |text: &str| eventually(WAIT, || daemon.status(&["-o", "json"]).stdout.contains(text).then_some(()));
     assert!(known(&other_ip.to_string()).is_some());
     let tick = Instant::now();
     eventually(WAIT, || (tick.elapsed() > Duration::from_millis(1500)).then_some(()));
@@ -166,7 +168,9 @@ fn what_running_pods_need_comes_back_within_two_seconds_whoever_took_it() {
     let all = || all() && entries();
     let before = link(&node, "netd0").unwrap();
     let forget = format!("ip neigh del {web_ip} dev netd0");
-    for line in ["ip link set netd0 down", "ip addr del 172.16.0.1/24 dev netd0", &forget, "ip link del netd0"] {
+    for line in
+        ["ip link set netd0 down", "ip addr del 172.16.0.1/24 dev netd0", &forget, "ip link del netd0"]
+    {
         heals(&daemon, line, || command(&node, line), all);
     }
     assert_eq!(link(&node, "netd0").unwrap().mac, before.mac, "pods remember it");
@@ -199,8 +203,7 @@ fn two_networks_and_the_daemon_never_rewrite_each_others_masquerade() {
     second.conflist["name"] = json!("second");
     second.conflist["plugins"][0]["bridge"] = json!("netd1");
     second.conflist["plugins"][0]["nonMasqueradeCIDRs"] = json!([]);
-    second.conflist["plugins"][0]["ipam"] =
-        json!({ "type": "netd", "ranges": [[{ "subnet": "10.77.0.0/24" }]], "dataDir": base(&node).join("ipam") });
+    second.conflist["plugins"][0]["ipam"] = json!({ "type": "netd", "ranges": [[{ "subnet": "10.77.0.0/24" }]], "dataDir": base(&node).join("ipam") });
     let (a, b) = (add(&node, &own, "a"), add(&node, &second, "b"));
     let _server = serve(node.lan(), "lan", 9000);
     assert_eq!(seen_from(&b, "192.168.1.1:9000"), Some("192.168.1.10".parse().unwrap()));
@@ -228,6 +231,7 @@ fn two_networks_and_the_daemon_never_rewrite_each_others_masquerade() {
 }
 
 #[test]
+#[expect(clippy::too_many_lines, reason = "all kinds of garbage on the same node")]
 fn what_pods_left_that_are_gone_is_collected_and_no_live_pod_is_harmed() {
     let node = TestNode::new("garbage");
     let config = node.config_file(CONFIG);
@@ -266,8 +270,11 @@ fn what_pods_left_that_are_gone_is_collected_and_no_live_pod_is_harmed() {
         batch.add_route(&Route::to_pod("172.16.0.201".parse().unwrap(), bridge));
         batch.set_alias(pair, "netd net=netd ip=172.16.0.202 if=eth0 id=gone");
         netlink.send(&batch).unwrap();
+        netlink.add_ifb("ndif00000000000", 1500, "netd-bw net=netd if=eth0 id=gone").unwrap();
+        netlink.add_ifb("nd-other", 1500, "somebody's").unwrap();
         let to = SocketAddr::new(stray, 80);
-        let port = HostPort { transport: netd_kernel::conntrack::Transport::Tcp, host_ip: None, port: 9999, to };
+        let port =
+            HostPort { transport: netd_kernel::conntrack::Transport::Tcp, host_ip: None, port: 9999, to };
         hostport::add("netd00000000000 netd", &[port]).unwrap().unwrap();
     });
     // As when its namespace goes without a DEL: the kernel takes the pair.
@@ -280,12 +287,13 @@ fn what_pods_left_that_are_gone_is_collected_and_no_live_pod_is_harmed() {
     let garbage = || {
         let ports = inside(&node, |_| hostport::list().unwrap()).len();
         let routes = inside(&node, |n| n.routes(pod_routes).unwrap());
-        let there = link(&node, "nd-stray").is_some();
+        let there = ["nd-stray", "ndif00000000000"].iter().any(|name| link(&node, name).is_some());
         (ports, routes.len(), there, neighbour(&node, stray).is_some())
     };
     let collected = eventually(WAIT, || (garbage() == (1, 0, false, false)).then_some(()));
     assert!(collected.is_some(), "{:?}\n{}", garbage(), daemon.log());
     assert!(neighbour(&node, "192.0.2.7".parse().unwrap()).is_some(), "somebody else's entry");
+    assert!(link(&node, "nd-other").is_some(), "somebody else's device");
     assert!(held("starting"), "a pod that is being wired lost its address\n{}", daemon.log());
     assert_eq!(leases(&node).len(), 3, "nothing is freed while an ADD is under way");
     drop(under_way);
@@ -296,7 +304,7 @@ fn what_pods_left_that_are_gone_is_collected_and_no_live_pod_is_harmed() {
 
     let state: Value = serde_json::from_str(&daemon.status(&["-o", "json"]).stdout).unwrap();
     let collected = &state["garbage"]["collected"];
-    for (kind, count) in [("lease", 2), ("link", 1), ("host-ports", 2), ("route", 1)] {
+    for (kind, count) in [("lease", 2), ("link", 1), ("host-ports", 2), ("route", 1), ("ifb", 1)] {
         assert_eq!(collected[kind], count, "{kind}: {collected}");
     }
     let status = daemon.status(&[]).stdout;
@@ -403,11 +411,15 @@ fn pods_of_an_earlier_pod_cidr_go_on_and_its_gateway_goes_with_the_last_of_them(
     assert!(gone.is_some(), "{:?}\n{}", gateways(&node), daemon.log());
     let ranges = std::fs::read_to_string(base(&node).join("ranges.json")).unwrap();
     let forgotten = eventually(WAIT, || {
-        (!std::fs::read_to_string(base(&node).join("ranges.json")).unwrap().contains("172.16.0.0/24")).then_some(())
+        (!std::fs::read_to_string(base(&node).join("ranges.json")).unwrap().contains("172.16.0.0/24"))
+            .then_some(())
     });
     assert!(forgotten.is_some(), "{ranges}");
     let owned = inside(&node, |_| masquerade::list().unwrap());
-    assert!(!owned.iter().any(|r| r.owner == "node" && r.pods == "172.16.0.0/24".parse().unwrap()), "{owned:?}");
+    assert!(
+        !owned.iter().any(|r| r.owner == "node" && r.pods == "172.16.0.0/24".parse().unwrap()),
+        "{owned:?}"
+    );
     assert!(masqueraded(&new));
     daemon.wait_ready();
 }

@@ -57,7 +57,11 @@ fn a_node_is_made_ready_once_and_healed_after_a_loss() {
         remove_node(&file).unwrap();
         remove_node(&file).unwrap();
         assert!(!file.exists());
-        let rules = Masquerade { owner: masquerade::NODE.to_owned(), pod_cidrs: net.pod_cidrs.clone(), keep: net.cluster_cidrs.clone() };
+        let rules = Masquerade {
+            owner: masquerade::NODE.to_owned(),
+            pod_cidrs: net.pod_cidrs.clone(),
+            keep: net.cluster_cidrs.clone(),
+        };
         assert_eq!(masquerade::check(&rules).unwrap(), State::Absent);
     });
 }

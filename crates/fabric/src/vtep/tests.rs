@@ -324,6 +324,31 @@ fn entries_are_put_back_swept_and_never_rewritten() {
     });
 }
 
+#[test]
+fn a_node_that_is_made_anew_with_another_address_is_reached_there() {
+    let site = Site::new();
+    let [n1, ..] = &site.nodes;
+    n1.run(|| {
+        let mut netlink = Netlink::open().unwrap();
+        let mut nodes = snapshot(&[1, 2]);
+        fabric(1, Mode::Auto).reconcile(&nodes).unwrap();
+        let link = device(&mut netlink).link.index;
+        assert_eq!(listed(&mut netlink).1, ips(&["192.168.2.2"]));
+        let mut moved = node(2);
+        moved.internal_addresses = ips(&["192.168.2.22"]);
+        nodes.nodes.insert("w2".into(), Arc::new(moved));
+        let report = fabric(1, Mode::Auto).reconcile(&nodes).unwrap();
+        // Two neighbours get the new Ethernet address; one forwarding entry goes and one comes; routes stay.
+        assert_eq!((counts(&report), report.problems), ((0, 0, 2, 4), vec![]));
+        assert_eq!(listed(&mut netlink), (ips(&["172.16.2.0", "fd00:10:0:2::"]), ips(&["192.168.2.22"])));
+        let new = Some(vtep_mac([192, 168, 2, 22].into()));
+        let entries = netlink.neighbours(Some(link)).unwrap();
+        let ours = entries.iter().filter(|e| e.state == NeighbourState::Permanent && !is_group(e.ip));
+        assert!(ours.clone().count() == 2 && ours.clone().all(|entry| entry.mac == new), "{entries:?}");
+        assert_eq!(device(&mut netlink).link.index, link, "the device stays");
+    });
+}
+
 /// A snapshot without nodes tells of this node's missing Node object; here that does not matter.
 trait ErrFree {
     fn err_free(self) -> Report;

@@ -197,7 +197,17 @@ mod tests {
     #[test]
     fn cut_short_messages_are_no_panic() {
         let mut listener = Listener { socket: None, touched: Vec::new(), heard: Vec::new() };
-        let bytes: Vec<u8> = (0..64).map(|n| if n == 0 { 64 } else if n == 5 { 10 } else { 0 }).collect();
+        let bytes: Vec<u8> = (0..64)
+            .map(|n| {
+                if n == 0 {
+                    64
+                } else if n == 5 {
+                    10
+                } else {
+                    0
+                }
+            })
+            .collect();
         (0..bytes.len()).for_each(|end| listener.hear(&bytes[..end]));
         assert!(listener.heard.is_empty());
     }

@@ -43,17 +43,16 @@ impl Bridges {
         netlink: &mut Netlink,
         pods: &Pods,
         (addresses, ranges): (&[Address], &[IpNetwork]),
-        absent: &mut Absent,
-        kept: &mut Kept,
+        (absent, kept): (&mut Absent, &mut Kept),
     ) {
         for bridge in pods.links.iter().filter(|link| is_own_bridge(link)) {
             self.note(pods, bridge, addresses, ranges);
-            let outcome = self.heal(netlink, pods, bridge, addresses, kept);
+            let outcome = self.heal(netlink, (pods, bridge), addresses, kept);
             kept.problems.extend(outcome.err().map(|error| error.to_string()));
         }
         let lost = self.lost(netlink, pods, absent);
         for (name, ports) in lost {
-            match self.restore(netlink, pods, &name, ranges, &ports) {
+            match self.restore(netlink, pods, (&name, &ports), ranges) {
                 Ok(()) => kept.repaired.push(("bridge", format!("{} ports of bridge {name}", ports.len()))),
                 Err(error) => kept.problems.push(error.to_string()),
             }
@@ -100,8 +99,7 @@ impl Bridges {
     fn heal(
         &self,
         netlink: &mut Netlink,
-        pods: &Pods,
-        bridge: &Link,
+        (pods, bridge): (&Pods, &Link),
         addresses: &[Address],
         kept: &mut Kept,
     ) -> netd_kernel::Result<()> {
@@ -135,7 +133,12 @@ impl Bridges {
     }
 
     /// Links of pods that are ports of no bridge and were of one, by its name: the ledger says which.
-    fn lost(&self, netlink: &mut Netlink, pods: &Pods, absent: &mut Absent) -> BTreeMap<String, Vec<PodLink>> {
+    fn lost(
+        &self,
+        netlink: &mut Netlink,
+        pods: &Pods,
+        absent: &mut Absent,
+    ) -> BTreeMap<String, Vec<PodLink>> {
         let mut lost: BTreeMap<String, Vec<PodLink>> = BTreeMap::new();
         let loose: Vec<&PodLink> = pods.pods.iter().filter(|pod| pod.link.master.is_none()).collect();
         if loose.is_empty() {
@@ -162,9 +165,8 @@ impl Bridges {
         &self,
         netlink: &mut Netlink,
         pods: &Pods,
-        name: &str,
+        (name, ports): (&str, &[PodLink]),
         ranges: &[IpNetwork],
-        ports: &[PodLink],
     ) -> netd_kernel::Result<()> {
         let known = self.known.get(name);
         let bridge = match pods.links.iter().find(|link| link.name == name) {
@@ -190,8 +192,12 @@ impl Bridges {
             let mut addresses = ports.iter().flat_map(|pod| &pod.alias.lease.addresses);
             addresses.any(|address| gateway.contains(*address))
         };
-        let gateways: BTreeSet<IpNetwork> =
-            known.iter().flat_map(|known| known.gateways.iter().copied()).chain(ours).filter(needed).collect();
+        let gateways: BTreeSet<IpNetwork> = known
+            .iter()
+            .flat_map(|known| known.gateways.iter().copied())
+            .chain(ours)
+            .filter(needed)
+            .collect();
         if gateways.iter().any(IpNetwork::is_ipv6) {
             sysctl::write_if_present(&format!("net/ipv6/conf/{name}/disable_ipv6"), "0")?;
         }

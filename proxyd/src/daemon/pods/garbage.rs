@@ -105,9 +105,8 @@ fn leases(inventory: &Inventory) -> Vec<Item> {
 /// pod's link is gone.
 fn links(inventory: &Inventory) -> Vec<Item> {
     let leased = |pod: &PodLink| {
-        let is_own = |leased: &Leased| {
-            leased.network == pod.alias.network && pod.alias.is_of(&leased.lease.owner)
-        };
+        let is_own =
+            |leased: &Leased| leased.network == pod.alias.network && pod.alias.is_of(&leased.lease.owner);
         inventory.ledgers.leases.iter().any(is_own)
     };
     let alone = |pod: &&PodLink| {
@@ -116,14 +115,16 @@ fn links(inventory: &Inventory) -> Vec<Item> {
             && inventory.ledgers.networks.contains(&pod.alias.network)
             && !leased(pod)
     };
-    let strays = inventory.pods.iter().filter(alone).map(|pod| Item::Link {
-        index: pod.link.index,
-        name: pod.link.name.clone(),
-    });
-    let orphans = inventory.links.iter().filter(|link| is_orphan(inventory, link)).map(|link| Item::Ifb {
-        index: link.index,
-        name: link.name.clone(),
-    });
+    let strays = inventory
+        .pods
+        .iter()
+        .filter(alone)
+        .map(|pod| Item::Link { index: pod.link.index, name: pod.link.name.clone() });
+    let orphans = inventory
+        .links
+        .iter()
+        .filter(|link| is_orphan(inventory, link))
+        .map(|link| Item::Ifb { index: link.index, name: link.name.clone() });
     strays.chain(orphans).collect()
 }
 

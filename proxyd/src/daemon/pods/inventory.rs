@@ -131,8 +131,7 @@ impl Inventory {
     /// Addresses that somebody answers for whom netd did not wire: perhaps a pod of another plugin.
     pub(super) fn answering(&self) -> BTreeSet<IpAddr> {
         let heard = |entry: &&Neighbour| {
-            entry.mac.is_some()
-                && matches!(entry.state, NeighbourState::Reachable | NeighbourState::Unsure)
+            entry.mac.is_some() && matches!(entry.state, NeighbourState::Reachable | NeighbourState::Unsure)
         };
         self.neighbours.iter().filter(heard).map(|entry| entry.ip).collect()
     }
@@ -145,7 +144,8 @@ pub(super) fn is_own_bridge(link: &Link) -> bool {
 
 /// Links that say that they are a pod's; those put aside say something else.
 pub(super) fn pod_links(links: &[Link]) -> Vec<PodLink> {
-    let pod = |link: &Link| Some(PodLink { alias: Alias::parse(link.alias.as_deref()?)?, link: link.clone() });
+    let pod =
+        |link: &Link| Some(PodLink { alias: Alias::parse(link.alias.as_deref()?)?, link: link.clone() });
     links.iter().filter_map(pod).collect()
 }
 

@@ -117,9 +117,13 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("ranges.json");
         assert_eq!(Ranges::load(&file).current, []);
-        std::fs::write(&file, r#"{"podCIDRs":["172.16.0.0/24"],"formerPodCIDRs":["172.16.7.0/24"],"x":1}"#).unwrap();
+        std::fs::write(&file, r#"{"podCIDRs":["172.16.0.0/24"],"formerPodCIDRs":["172.16.7.0/24"],"x":1}"#)
+            .unwrap();
         let ranges = Ranges::load(&file);
-        assert_eq!((ranges.current.clone(), ranges.former()), (vec![net("172.16.0.0/24")], vec![net("172.16.7.0/24")]));
+        assert_eq!(
+            (ranges.current.clone(), ranges.former()),
+            (vec![net("172.16.0.0/24")], vec![net("172.16.7.0/24")])
+        );
         std::fs::write(&file, "torn").unwrap();
         assert_eq!(Ranges::load(&file).former(), []);
     }

@@ -75,7 +75,7 @@ fn routed(pods: &Pods) -> impl Iterator<Item = &PodLink> {
 #[cfg(test)]
 mod tests {
     use std::path::{Path, PathBuf};
-    use std::time::{Duration, Instant};
+    use std::time::Duration;
 
     use netd_ipam::Alias;
     use netd_kernel::Namespace;
@@ -113,7 +113,7 @@ mod tests {
             let index = netlink.add_veth(&spec).unwrap();
             netlink.add_route(&Route::no_pod("10.9.0.0/24".parse().unwrap())).unwrap();
             let mut upkeep = Upkeep::new("netd0");
-            let start = Instant::now();
+            let start = netd_kernel::Clock::now(&netd_kernel::SystemClock);
             let pods = pods(&mut netlink);
             assert_eq!(pods.pods.len(), 1);
             let first = upkeep.ensure(&pods, &[], None, start).unwrap();

@@ -139,9 +139,9 @@ impl Upkeep {
         let mut absent = Absent { before: std::mem::take(&mut self.missing), now, seen: BTreeMap::new() };
         // Both before anything is written: a bridge that was down has lost them.
         let (addresses, neighbours) = (netlink.addresses(None)?, netlink.neighbours(None)?);
-        self.bridges.keep(&mut netlink, pods, (&addresses, ranges), &mut absent, &mut kept);
+        self.bridges.keep(&mut netlink, pods, (&addresses, ranges), (&mut absent, &mut kept));
         for bridge in pods.links.iter().filter(|link| is_own_bridge(link)) {
-            self.keep_neighbours(&mut netlink, pods, bridge, (&neighbours, &mut absent), &mut kept);
+            self.keep_neighbours(&mut netlink, (pods, bridge), (&neighbours, &mut absent), &mut kept);
         }
         super::routes::keep(&mut netlink, pods, &mut absent, &mut kept);
         self.forget_pods_that_left(pods);
@@ -165,8 +165,7 @@ impl Upkeep {
     fn keep_neighbours(
         &mut self,
         netlink: &mut Netlink,
-        pods: &Pods,
-        bridge: &Link,
+        (pods, bridge): (&Pods, &Link),
         (neighbours, absent): (&[Neighbour], &mut Absent),
         kept: &mut Kept,
     ) {
@@ -257,11 +256,8 @@ impl Upkeep {
         let same = |a: &MasqueradedRange, b: &MasqueradedRange| a.owner == b.owner && a.pods == b.pods;
         let is_whole = |one: &MasqueradedRange| found.iter().any(|other| other.whole && same(one, other));
         for lost in self.masquerade.iter().filter(|range| !is_whole(range) && in_use(range)) {
-            let rules = Masquerade {
-                owner: lost.owner.clone(),
-                pod_cidrs: vec![lost.pods],
-                keep: lost.keep.clone(),
-            };
+            let rules =
+                Masquerade { owner: lost.owner.clone(), pod_cidrs: vec![lost.pods], keep: lost.keep.clone() };
             match masquerade::ensure(&rules) {
                 Ok(true) => {
                     let what = format!("masquerade of {} for {}", lost.pods, lost.owner);
@@ -330,9 +326,8 @@ fn device_of<'a>(pods: &'a Pods, owner: &str) -> Option<&'a str> {
 fn wanted_ports(pods: &Pods) -> Vec<(String, HostPort)> {
     let mut wanted = Vec::new();
     for pod in pods.pods.iter().filter(|pod| pod.link.up) {
-        let own = |leased: &&Leased| {
-            leased.network == pod.alias.network && pod.alias.is_of(&leased.lease.owner)
-        };
+        let own =
+            |leased: &&Leased| leased.network == pod.alias.network && pod.alias.is_of(&leased.lease.owner);
         let Some(leased) = pods.ledgers.leases.iter().filter(|l| !l.lease.ports.is_empty()).find(own) else {
             continue;
         };
@@ -362,4 +357,3 @@ fn wide(pods: &Pods, mtu: Option<u32>) -> Vec<String> {
     let wide = pods.pods.iter().filter(|pod| pod.link.mtu > mtu);
     wide.map(|pod| format!("{} ({})", pod.alias.lease.owner.container, pod.link.mtu)).collect()
 }
-
