@@ -63,7 +63,8 @@ fn gc_dead(call: &Call, config: &Config, netlink: &mut Netlink) -> Result<(), Cn
 
 fn report(config: &Config, failures: Vec<String>) -> Result<(), CniError> {
     let network = &config.network;
-    let error = CniError::new(Code::Teardown, format!("garbage of network {network} is not removed completely"));
+    let error =
+        CniError::new(Code::Teardown, format!("garbage of network {network} is not removed completely"));
     del::report(error, failures)
 }
 
@@ -82,9 +83,11 @@ fn owners(netlink: &mut Netlink, config: &Config) -> (BTreeSet<Owner>, Vec<Strin
     match netlink.links() {
         Ok(links) => {
             let aliases = links.iter().filter_map(|link| link.alias.as_deref());
-            owners.extend(
-                aliases.filter_map(|alias| naming::lease_from_alias(&config.network, alias)).map(|l| l.owner),
-            );
+            let network = &config.network;
+            owners.extend(aliases.filter_map(|alias| {
+                let lease = naming::lease_from_alias(network, alias).map(|lease| lease.owner);
+                lease.or_else(|| naming::shaper_owner(network, alias))
+            }));
         }
         Err(error) => failures.push(error.to_string()),
     }

@@ -120,9 +120,16 @@ pub fn is_shaper_alias(text: &str) -> bool {
 
 /// Whether an alias says that the link limits what a pod of this network sends.
 pub fn is_shaper_of(network: &str, text: &str) -> bool {
-    text.strip_prefix(SHAPER_START)
-        .and_then(|rest| rest.split_once(" if="))
-        .is_some_and(|(of, _)| of == network)
+    shaper_owner(network, text).is_some()
+}
+
+/// Reads the owner back from the alias of a link that limits what a pod of this network sends; of an alias that was cut
+/// short, with the beginning of the container id only.
+pub fn shaper_owner(network: &str, text: &str) -> Option<Owner> {
+    let (of, owner) = text.strip_prefix(SHAPER_START)?.split_once(" if=")?;
+    let (interface, container) = owner.split_once(" id=")?;
+    let owner = Owner { container: container.to_owned(), interface: interface.to_owned() };
+    (of == network).then_some(owner)
 }
 
 /// Whether an alias says that the link is to be deleted.
@@ -195,8 +202,10 @@ mod tests {
         assert_eq!(shaper(&owner).len(), 15);
         assert_eq!(shaper(&owner).get(4..), host_link(&owner).get(4..));
         let text = shaper_alias("pods", &owner);
-        assert!(text.len() == 255 && is_shaper_alias(&text) && is_shaper_of("pods", &text), "{text}");
-        assert!(!is_shaper_of("pod", &text) && !is_alias(&text) && !is_aside(&text));
+        assert!(text.len() == 255 && is_shaper_alias(&text), "{text}");
+        assert!(!is_alias(&text) && !is_aside(&text) && shaper_owner("pod", &text).is_none());
+        let short = Owner { container: "c1".to_owned(), interface: "eth0".to_owned() };
+        assert_eq!(shaper_owner("pods", &shaper_alias("pods", &short)), Some(short));
         assert!(!is_shaper_alias(&alias("pods", &Lease { owner, ..Lease::default() })));
     }
 

@@ -57,8 +57,11 @@ impl ExtraRoute {
     /// Code 7.
     pub fn check(&self) -> Result<(), CniError> {
         match self.gw {
-            Some(gw) if self.is_on_link() => Err(invalid(format!("the route to {} has gw and scope", self.dst))
-                .and(format!("with scope {SCOPE_LINK} and more the destination is on the link, not behind {gw}"))),
+            Some(gw) if self.is_on_link() => {
+                Err(invalid(format!("the route to {} has gw and scope", self.dst)).and(format!(
+                    "with scope {SCOPE_LINK} and more the destination is on the link, not behind {gw}"
+                )))
+            }
             Some(_) | None => Ok(()),
         }
     }
@@ -148,7 +151,9 @@ mod tests {
 
     #[test]
     fn the_kernel_gets_every_key() {
-        let route = read(json!({ "dst": "10.0.0.0/8", "gw": "10.1.0.1", "mtu": 1400, "advmss": 1300, "priority": 7, "table": 100, "scope": 200 }));
+        let route = read(
+            json!({ "dst": "10.0.0.0/8", "gw": "10.1.0.1", "mtu": 1400, "advmss": 1300, "priority": 7, "table": 100, "scope": 200 }),
+        );
         let made = route.over(Ifindex(3));
         assert_eq!((made.mtu, made.advertised_mss, made.metric, made.table), (1400, 1300, 7, 100));
         assert_eq!((made.scope, made.onlink), (Scope::Site, true));

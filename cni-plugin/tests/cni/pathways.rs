@@ -81,8 +81,10 @@ fn only_results_of_1_1_tell_the_keys() {
 #[test]
 fn the_routes_of_earlier_plugins_keep_their_keys() {
     let (mut host, pod) = (host(), Space::new("pod"));
-    let route = json!({ "dst": "10.9.0.0/16", "mtu": 1400, "advmss": 1300, "priority": 7, "table": 5, "scope": 253 });
-    host.config["prevResult"] = json!({ "cniVersion": "1.1.0", "interfaces": [], "ips": [], "routes": [route] });
+    let route =
+        json!({ "dst": "10.9.0.0/16", "mtu": 1400, "advmss": 1300, "priority": 7, "table": 5, "scope": 253 });
+    host.config["prevResult"] =
+        json!({ "cniVersion": "1.1.0", "interfaces": [], "ips": [], "routes": [route] });
     assert_eq!(host.add("c1", &pod)["routes"][0], route);
 }
 
