@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use netd_kernel::clock::eventually;
 use netd_kernel::exec::{Exec as _, SystemExec, find_program};
-use netd_kernel::netlink::{BridgeSpec, VethSpec};
+use netd_kernel::netlink::{BridgeSpec, POD_ROUTE_PROTOCOL, VethSpec};
 use netd_kernel::{Mac, Namespace, ROUTE_PROTOCOL};
 use netd_model::Node;
 
@@ -164,6 +164,10 @@ fn routes_follow_the_nodes_and_foreign_ones_stay() {
         }
         // Not a pod route although of our number: nobody's business here.
         run_ip(&["route", "add", "10.66.0.0/16", "dev", "netd0", "proto", &ROUTE_PROTOCOL.to_string()]);
+        // To this node's own pods, and the answer for addresses without one: the CNI plugin's.
+        let pods = POD_ROUTE_PROTOCOL.to_string();
+        run_ip(&["route", "add", "172.16.1.9", "dev", "netd0", "proto", &pods]);
+        run_ip(&["route", "add", "unreachable", "172.16.2.0/24", "proto", &pods, "metric", "2147483647"]);
 
         assert_eq!(counts(&fabric.reconcile(&snapshot(&[1, 2, 3])).unwrap()), (4, 2, 0));
         assert_eq!(counts(&fabric.reconcile(&snapshot(&[1, 2, 3])).unwrap()), (0, 0, 4));
@@ -180,6 +184,8 @@ fn routes_follow_the_nodes_and_foreign_ones_stay() {
             let prefix: IpNetwork = prefix.parse().unwrap();
             assert!(left.iter().any(|route| route.destination == prefix), "{prefix} is gone");
         }
+        let of_pods = left.iter().filter(|route| route.protocol == POD_ROUTE_PROTOCOL);
+        assert_eq!(of_pods.count(), 2, "{left:?}");
     });
 }
 
