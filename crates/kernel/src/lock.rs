@@ -181,7 +181,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("lock");
         let held = FileLock::exclusive(&path, Duration::ZERO).unwrap();
-        std::thread::scope(|scope| {
+        thread::scope(|scope| {
             let waiting = scope.spawn(|| FileLock::exclusive(&path, Duration::from_secs(10)).map(drop));
             drop(held);
             waiting.join().unwrap().unwrap();
@@ -193,7 +193,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("lock");
         let (inside, most) = (AtomicU32::new(0), AtomicU32::new(0));
-        std::thread::scope(|scope| {
+        thread::scope(|scope| {
             for _ in 0..100 {
                 scope.spawn(|| {
                     let held = FileLock::exclusive(&path, Duration::from_secs(30)).unwrap();
