@@ -29,6 +29,7 @@ use crate::text;
 use crate::{Error, Result};
 
 mod read;
+mod salvage;
 #[cfg(test)]
 mod tests;
 
@@ -323,14 +324,19 @@ impl Desk<'_> {
     }
 
     fn replace_damaged(&mut self, reason: String) -> Result<Book> {
+        let salvaged = salvage::read(&self.path, (&self.network, &self.now.boot));
         self.opened.damaged = Some((put_aside(&self.path)?, reason));
-        self.rebuild()
+        self.rebuild_with(salvaged)
     }
 
     /// Makes a new file of what the kernel says.
     fn rebuild(&mut self) -> Result<Book> {
+        self.rebuild_with(Vec::new())
+    }
+
+    fn rebuild_with(&mut self, salvaged: Vec<Kept>) -> Result<Book> {
         let live = (self.live)().map_err(|cause| Error::Scan { path: self.path.clone(), cause })?;
-        let leases = live.into_iter().map(|lease| Kept { lease, taken: Duration::ZERO }).collect();
+        let leases = salvage::merge(live, salvaged, self.now.uptime);
         let (book, count) = self.rewrite(&Snapshot { leases, ..Snapshot::default() }, &[])?;
         self.opened.rebuilt = count;
         Ok(book)

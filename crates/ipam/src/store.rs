@@ -169,6 +169,16 @@ impl Store {
         Ok(store)
     }
 
+    /// Opens what is left of a damaged file, to look at single blocks of it; `None` where it is not known to be of this
+    /// network and this boot.
+    pub(crate) fn salvage(storage: Box<dyn Storage>, path: &Path, whose: (&str, &str)) -> Option<Self> {
+        let head = read(storage.as_ref(), path, 0, HEAD).ok()?;
+        head::check_fixed(&head, whose.0, whose.1).ok()?;
+        let blocks = storage.length().ok()?.checked_sub(BLOCKS_AT)? / BLOCK as u64 + 1;
+        let root = Root { blocks: u32::try_from(blocks).ok()?, ..Root::default() };
+        Some(Self::with(storage, path, Mode::ReadOnly, root))
+    }
+
     fn redo(&mut self, change: Change) -> Result<()> {
         let blocks = change.blocks.into_iter().filter(|(id, _)| *id != 0);
         self.cache = blocks.map(|(id, block)| (id, Cached { block, dirty: true })).collect();

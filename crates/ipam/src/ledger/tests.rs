@@ -200,6 +200,30 @@ fn damage_that_is_found_late_is_repaired_as_well() {
     assert_eq!(verify(&dir).len(), 2);
 }
 
+/// What a link cannot tell is taken from the blocks that are whole, and an ADD that has no link yet keeps its address.
+#[test]
+fn a_rebuild_keeps_pods_and_ports_and_who_is_just_starting() {
+    let dir = TempDir::new().unwrap();
+    let pools = [pool("10.0.0.0/28")];
+    let pod = Pod { namespace: "default".into(), name: "web-0".into(), uid: "u1".into() };
+    let long = owner(&"c".repeat(300));
+    let old = open(dir.path(), 1).allocate(&long, Some(&pod), &pools).unwrap();
+    open(dir.path(), 2).allocate(&owner("leaked"), None, &pools).unwrap();
+    let starting = open(dir.path(), 100).allocate(&owner("starting"), None, &pools).unwrap();
+    let mut bytes = fs::read(written(&dir)).unwrap();
+    // The root, and the journal that could make it whole again.
+    bytes[530] ^= 1;
+    bytes[1030] ^= 1;
+    fs::write(written(&dir), bytes).unwrap();
+    let cut = Owner { container: "c".repeat(200), ..long.clone() };
+    let live = Lease { owner: cut, addresses: old.addresses.clone(), ..Lease::default() };
+    let mut ledger = open_with(dir.path(), 101, vec![live]);
+    assert!(ledger.opened().damaged.is_some());
+    assert_eq!(ledger.lease_of(&long).unwrap(), Some(old));
+    assert_eq!(ledger.lease_of(&owner("starting")).unwrap(), Some(starting));
+    assert_eq!(ledger.lease_of(&owner("leaked")).unwrap(), None);
+}
+
 #[test]
 fn a_rebuild_believes_no_owner_and_no_address_twice() {
     let dir = TempDir::new().unwrap();
