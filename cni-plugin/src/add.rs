@@ -7,7 +7,7 @@ use netd_kernel::{Mac, Netlink};
 use crate::attachment::{self, Attachment, Wired};
 use crate::bandwidth;
 use crate::call::{Call, Container};
-use crate::config::{Config, Dns, ExtraRoute};
+use crate::config::{Config, Dns, ExtraRoute, Mode};
 use crate::del;
 use crate::delegate::Grant;
 use crate::error::{CniError, Code};
@@ -79,9 +79,18 @@ fn connect_granted(
     pod: (&Container, &mut Netlink),
     grant: Grant,
 ) -> Result<AddResult, CniError> {
+    let lonely = grant.addresses.iter().find(|(address, gateway)| *address == gateway.ip());
+    if let Some((address, _)) = lonely.filter(|_| config.wiring.gateway) {
+        return Err(CniError::new(Code::Ipam, "the IPAM plugin's result cannot be used")
+            .because(format!("address {address} has no gateway")));
+    }
     let (addresses, gateways): (Vec<_>, Vec<_>) = grant.addresses.into_iter().unzip();
     let dns = if config.dns == Dns::default() { grant.dns } else { config.dns.clone() };
-    let config = Config { routes: grant.routes, dns, ..config.clone() };
+    let mut config = Config { routes: grant.routes, dns, ..config.clone() };
+    if config.wiring.mode == Mode::Routed {
+        // The node is the pod's only neighbour, whoever the other plugin takes for one.
+        config.routes.iter_mut().for_each(|route| route.gw = None);
+    }
     let ranges = NodeRanges::granted(&config, gateways.clone());
     check_routes(&config, &ranges)?;
     let ground = node::prepare(netlink, &config, &ranges)?;
@@ -90,6 +99,9 @@ fn connect_granted(
     // CHECK is to know the subnet again.
     for (found, gateway) in result.addresses.iter_mut().zip(&gateways) {
         found.address = IpNetwork::new(found.address.ip(), gateway.prefix()).unwrap_or(found.address);
+        if grant.guessed && !config.wiring.gateway {
+            found.gateway = None;
+        }
     }
     Ok(result)
 }

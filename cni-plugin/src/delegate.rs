@@ -29,8 +29,10 @@ pub struct Delegate {
 /// What the other plugin gave.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Grant {
-    /// The addresses, each with its gateway and the subnet's prefix.
+    /// The addresses, each with its gateway and the subnet's prefix; where there can be none, with itself.
     pub addresses: Vec<(IpAddr, IpNetwork)>,
+    /// Whether a gateway follows from the subnet alone, since the other plugin named none.
+    pub guessed: bool,
     /// Routes of the pod.
     pub routes: Vec<ExtraRoute>,
     /// DNS settings.
@@ -209,8 +211,9 @@ fn read_grant(answer: &[u8]) -> Result<Grant, CniError> {
         routes.extend(family.routes);
     }
     for AddressDocument { address, gateway } in ips {
+        grant.guessed |= gateway.is_none();
         let gateway = gateway.or_else(|| first_of(address));
-        let gateway = gateway.filter(|g| g.is_ipv4() == address.is_ipv4() && *g != address.ip());
+        let gateway = gateway.filter(|gateway| gateway.is_ipv4() == address.is_ipv4());
         let gateway = gateway.and_then(|gateway| IpNetwork::new(gateway, address.prefix()).ok());
         let gateway = gateway.ok_or_else(|| unusable(format!("address {address} has no gateway")))?;
         grant.addresses.push((address.ip(), gateway));
@@ -239,10 +242,12 @@ mod tests {
         let new = br#"{"cniVersion":"1.0.0","ips":[{"address":"10.1.2.3/24"}],"routes":[{"dst":"0.0.0.0/0"}],"dns":{}}"#;
         let old = br#"{"ip4":{"ip":"10.1.2.3/24","gateway":"10.1.2.1","routes":[{"dst":"0.0.0.0/0"}]}}"#;
         let (new, old) = (read_grant(new).unwrap(), read_grant(old).unwrap());
-        assert_eq!(new, old);
+        assert!(new.guessed && !old.guessed);
+        assert_eq!(new, Grant { guessed: true, ..old });
         assert_eq!(new.addresses, [("10.1.2.3".parse().unwrap(), "10.1.2.1/24".parse().unwrap())]);
         assert_eq!(new.routes.len(), 1);
-        for bad in ["", "{}", r#"{"ips":[{"address":"10.0.0.1/24"}]}"#, r#"{"ips":[{"address":"x"}]}"#] {
+        let wrong_family = r#"{"ips":[{"address":"10.0.0.1/24","gateway":"fd00::1"}]}"#;
+        for bad in ["", "{}", wrong_family, r#"{"ips":[{"address":"x"}]}"#] {
             assert_eq!(read_grant(bad.as_bytes()).unwrap_err().code, Code::Ipam, "{bad}");
         }
     }

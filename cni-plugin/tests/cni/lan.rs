@@ -4,7 +4,7 @@ use netd_kernel::Mac;
 use netd_kernel::netlink::{PortFlags, Route};
 use serde_json::{Value, json};
 
-use super::harness::{Host, Space, error_of, network, pod_address, text};
+use super::harness::{Host, Space, environment, error_of, network, pod_address, text};
 
 /// A host with a configuration of the reference plugins.
 fn reference(changed: &Value) -> Host {
@@ -105,6 +105,37 @@ fn without_ipam_a_pod_has_a_link_and_nothing_else() {
     let mut asks = host.config.clone();
     asks["runtimeConfig"] = json!({ "ips": ["10.7.0.9"] });
     assert_eq!(error_of(&host.verb("ADD", "c", a.path(), &asks))["code"], 7);
+}
+
+#[test]
+fn an_address_of_the_plugin_static_needs_no_gateway() {
+    let fixed =
+        |address: &str| json!({ "ipam": { "type": "static", "addresses": [{ "address": address }] } });
+    let host = reference(&fixed("10.7.0.1/24"));
+    let (a, b) = (Space::new("pod"), Space::new("pod"));
+    let call = |verb: &str, id: &str, space: &Space, config: &Value| {
+        let mut env = environment(verb, id, space.path()).to_vec();
+        env.push(("CNI_PATH", "/usr/lib/cni"));
+        host.call(&env, config.to_string().as_bytes())
+    };
+    let first = call("ADD", "a", &a, &host.config);
+    assert_eq!(first.status, 0, "{}", text(&first));
+    let told: Value = serde_json::from_slice(&first.stdout).unwrap();
+    assert_eq!(told["ips"], json!([{ "interface": 2, "address": "10.7.0.1/24" }]), "no gateway is invented");
+    let mut other = host.config.clone();
+    other["ipam"] = fixed("10.7.0.2/24")["ipam"].clone();
+    let second = call("ADD", "b", &b, &other);
+    assert_eq!(second.status, 0, "{}", text(&second));
+    assert_eq!(b.connect(&a.listen("10.7.0.1")).unwrap().to_string(), "10.7.0.2");
+    let mut with_gateway = host.config.clone();
+    with_gateway["isGateway"] = json!(true);
+    let pod = Space::new("pod");
+    let error = error_of(&call("ADD", "c", &pod, &with_gateway));
+    assert!(error["details"].as_str().unwrap().contains("10.7.0.1 has no gateway"), "{error}");
+    for (id, space, config) in [("a", &a, &host.config), ("b", &b, &other)] {
+        assert_eq!(call("DEL", id, space, config).status, 0);
+    }
+    assert_eq!(host.leftovers(), Vec::<String>::new());
 }
 
 #[test]
