@@ -225,7 +225,7 @@ fn all_of_the_references_plugins_may_stand_behind_netd_and_packets_pass() {
     let pod = Space::new("pod");
     let ports = json!([{ "hostPort": 18080, "containerPort": 80, "protocol": "tcp" }]);
     let later: Vec<Later> = vec![
-        ("tuning", json!({ "sysctl": { "net.ipv4.conf.IFNAME.arp_filter": "1" } })),
+        ("tuning", json!({ "sysctl": { "net.ipv4.conf.eth0.arp_filter": "1" } })),
         ("bandwidth", json!({ "ingressRate": 80_000_000, "ingressBurst": 8_000_000 })),
         ("firewall", json!({ "backend": "iptables" })),
         ("portmap", json!({ "snat": true, "runtimeConfig": { "portMappings": ports } })),

@@ -49,6 +49,11 @@ impl Row {
         Self { before, ..self }
     }
 
+    /// There is one pod alone.
+    fn alone(self) -> Self {
+        Self { pods: 1, ..self }
+    }
+
     fn variables(self, variables: &'static [(&'static str, &'static str)]) -> Self {
         Self { variables, ..self }
     }
@@ -291,23 +296,6 @@ pub(crate) fn later_rows() -> Vec<Row> {
         ),
         Row::new("vlanTrunk too high", plus(bare.clone(), json!({ "vlanTrunk": [{ "id": 5000 }] }))),
         Row::new("vlanTrunk negative", plus(bare.clone(), json!({ "vlanTrunk": [{ "id": -1 }] }))),
-        Row::new(
-            "a route with mtu, advmss and priority",
-            plus(
-                version.clone(),
-                ipam(
-                    json!({ "routes": [{ "dst": "10.5.0.0/16", "mtu": 1300, "advmss": 1200, "priority": 77 }] }),
-                ),
-            ),
-        ),
-        Row::new(
-            "a route with table",
-            plus(version.clone(), ipam(json!({ "routes": [{ "dst": "10.5.0.0/16", "table": 100 }] }))),
-        ),
-        Row::new(
-            "a route with scope",
-            plus(version.clone(), ipam(json!({ "routes": [{ "dst": "10.5.0.0/16", "scope": 253 }] }))),
-        ),
         Row::new("resolvConf of a later reference", plus(version, ipam(json!({ "resolvConf": "RESOLV" })))),
     ]
 }
@@ -405,6 +393,14 @@ fn route_rows() -> Vec<Row> {
                 ),
             ),
         ),
+        Row::new(
+            "a route with mtu, advmss and priority",
+            ipam(
+                json!({ "routes": [{ "dst": "10.5.0.0/16", "mtu": 1300, "advmss": 1200, "priority": 77 }] }),
+            ),
+        ),
+        Row::new("a route with table", ipam(json!({ "routes": [{ "dst": "10.5.0.0/16", "table": 100 }] }))),
+        Row::new("a route with scope", ipam(json!({ "routes": [{ "dst": "10.5.0.0/16", "scope": 253 }] }))),
         Row::new("routes beside the default route", ipam(json!({ "routes": [{ "dst": "192.0.2.0/24" }] }))),
     ]
 }
@@ -426,7 +422,7 @@ fn wish_rows() -> Vec<Row> {
         Row::new("IP with a prefix in CNI_ARGS", json!({})).variables(&[("CNI_ARGS", "IgnoreUnknown=1;IP=10.88.0.99/24")]),
         Row::new("wished addresses of two ranges", two_ranges).second(json!({ "runtimeConfig": null })),
         Row::new("an address wished twice", json!({ "runtimeConfig": { "ips": ["10.88.0.99"] } })),
-        Row::new("MAC in CNI_ARGS", json!({})).variables(&[("CNI_ARGS", "IgnoreUnknown=1;MAC=c2:11:22:33:44:55")]),
+        Row::new("MAC in CNI_ARGS", json!({})).variables(&[("CNI_ARGS", "IgnoreUnknown=1;MAC=c2:11:22:33:44:55")]).alone(),
         Row::new("args.cni.mac", json!({ "args": { "cni": { "mac": "c2:11:22:33:44:66" } } })).second(json!({ "args": null })),
         Row::new("runtimeConfig.mac", json!({ "runtimeConfig": { "mac": "c2:11:22:33:44:77" } }))
             .second(json!({ "runtimeConfig": { "mac": "c2:11:22:33:44:78" } })),
