@@ -15,6 +15,8 @@ mod node;
 mod pods;
 #[cfg(test)]
 mod reaper;
+#[cfg(test)]
+mod routed;
 
 use std::time::Duration;
 
