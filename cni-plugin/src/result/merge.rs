@@ -101,7 +101,13 @@ mod tests {
 
     #[test]
     fn what_is_no_result_is_refused() {
-        for wrong in [json!(1), json!({ "ips": 1 }), json!({ "dns": "x" }), json!({ "interfaces": {} }), json!({ "ips": [{}] })] {
+        for wrong in [
+            json!(1),
+            json!({ "ips": 1 }),
+            json!({ "dns": "x" }),
+            json!({ "interfaces": {} }),
+            json!({ "ips": [{}] }),
+        ] {
             assert_eq!(behind(&wrong, Map::new(), false).unwrap_err().code, Code::Decode, "{wrong}");
         }
     }
