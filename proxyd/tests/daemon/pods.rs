@@ -120,7 +120,7 @@ fn heals(daemon: &Daemon<'_>, what: &str, damage: impl FnOnce(), whole: impl Fn(
 #[test]
 #[expect(clippy::too_many_lines, reason = "one fault after the other on the same node")]
 fn what_running_pods_need_comes_back_within_two_seconds_whoever_took_it() {
-    let node = TestNode::new("heal");
+    let node = TestNode::new("pods-heal");
     let mut daemon = node.start(CONFIG);
     daemon.wait_ready();
     let cni = runtime(&node);
