@@ -4,6 +4,8 @@
 //! its new verdict, refusals are first added, then the nat table is exchanged, then refusals that are no
 //! longer wanted go: a refusal never meets a flow that nat rewrites, so one too many does no harm.
 
+mod batches;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
@@ -11,6 +13,8 @@ use netd_dataplane::Delta;
 
 use crate::rule::Table;
 use crate::ruleset::{ChainKey, InstalledJump, Line, Place, Ruleset, WantedJump, is_the_jump};
+
+pub(crate) use batches::BATCH;
 
 /// What one restore changes.
 #[derive(Debug)]
@@ -70,11 +74,21 @@ impl Section<'_> {
     }
 }
 
-/// What turns `installed` into `chains` with `jumps`. O(n log n) in rules.
+/// What turns `installed` into `chains` with `jumps`, each table in as few commits as can be. O(n log n) in rules.
 pub(crate) fn transaction(
     installed: &Ruleset,
     chains: &BTreeMap<ChainKey, Vec<Line>>,
     jumps: &[WantedJump],
+) -> Transaction {
+    batched(installed, chains, jumps, usize::MAX)
+}
+
+/// The same, with at most about `batch` new chains of nat in a commit.
+pub(crate) fn batched(
+    installed: &Ruleset,
+    chains: &BTreeMap<ChainKey, Vec<Line>>,
+    jumps: &[WantedJump],
+    batch: usize,
 ) -> Transaction {
     let delta = Delta::between(&installed.chains, chains);
     let missing: Vec<_> = jumps.iter().filter(|jump| installed.count(jump) == 0).collect();
@@ -93,10 +107,11 @@ pub(crate) fn transaction(
         delete: surplus.iter().copied().filter(|jump| jump.table == table).collect(),
         remove: delta.remove.iter().filter(|key| key.table == table).map(|key| key.name.as_str()).collect(),
     };
-    let nat = section(Table::Nat);
+    let mut nat = section(Table::Nat);
     let filter = section(Table::Filter);
     let mut text = String::new();
-    let commits = if nat.is_empty() {
+    let inert = render_new(installed, &mut nat, batch, &mut text);
+    let exchanged = if nat.is_empty() {
         filter.render(Table::Filter, &mut text)
     } else {
         let (before, after) = split_refusals(installed, filter);
@@ -104,7 +119,25 @@ pub(crate) fn transaction(
             + nat.render(Table::Nat, &mut text)
             + after.render(Table::Filter, &mut text)
     };
-    Transaction { text, changed, commits }
+    Transaction { text, changed, commits: inert + exchanged }
+}
+
+/// Appends the new chains, where they are many, in commits of their own; returns how many. Nothing leads to
+/// them before the rest of the section is committed.
+fn render_new(installed: &Ruleset, nat: &mut Section<'_>, batch: usize, text: &mut String) -> u32 {
+    let is_new = |name: &str| !installed.chains.contains_key(&ChainKey::new(Table::Nat, name));
+    if nat.write.len() <= batch {
+        return 0;
+    }
+    let (new, rest) = std::mem::take(&mut nat.write).into_iter().partition(|(name, _)| is_new(name));
+    nat.write = rest;
+    let mut new: BTreeMap<&str, Vec<&Line>> = new;
+    let mut commits = 0;
+    for names in batches::batches(&new, batch) {
+        let write = names.into_iter().filter_map(|name| Some((name, new.remove(name)?))).collect();
+        commits += Section { write, ..Section::default() }.render(Table::Nat, text);
+    }
+    commits
 }
 
 /// Splits what filter does into additions, which go before nat, and removals, which go after it.
@@ -212,5 +245,55 @@ mod tests {
         let result = transaction(&parse_save(&save), &BTreeMap::new(), &jumps[..1]);
         assert_eq!(result.changed, 1);
         assert_eq!(result.text.matches("-D PREROUTING").count(), 1, "{}", result.text);
+    }
+
+    /// Every line of a restore leads only to chains that are declared in the same commit or were committed.
+    fn assert_leads_somewhere(text: &str, installed: &[&str]) {
+        let mut known: BTreeSet<String> = installed.iter().map(|name| (*name).to_owned()).collect();
+        for line in text.lines() {
+            if let Some(declared) = line.strip_prefix(':') {
+                known.insert(declared.split(' ').next().unwrap().to_owned());
+            }
+            if let Some((_, target)) = line.split_once(" -j NETD-") {
+                let target = format!("NETD-{}", target.split(' ').next().unwrap());
+                assert!(known.contains(&target), "{line}: no chain {target} yet");
+            }
+        }
+    }
+
+    #[test]
+    fn many_new_chains_come_before_anything_leads_to_them() {
+        let jump = |name: &str| vec![Line::Rule(Rule::jump(name.to_owned()))];
+        let old = BTreeMap::from([(key(Table::Nat, "NETD-A"), accept())]);
+        let mut wanted = BTreeMap::from([
+            // Leads to a new chain, and is in use: must be exchanged last.
+            (key(Table::Nat, "NETD-A"), jump("NETD-B0")),
+            (key(Table::Nat, "NETD-Z"), accept()),
+        ]);
+        for number in 0..10 {
+            let next = if number < 9 { format!("NETD-B{}", number + 1) } else { "NETD-Z".to_owned() };
+            wanted.insert(key(Table::Nat, &format!("NETD-B{number}")), jump(&next));
+        }
+        let installed = Ruleset { chains: old, jumps: Vec::new() };
+        let result = batched(&installed, &wanted, &[], 3);
+        assert_leads_somewhere(&result.text, &["NETD-A"]);
+        assert_eq!((result.commits, result.text.matches("COMMIT").count()), (5, 5), "{}", result.text);
+        let last = result.text.split("*nat").last().unwrap();
+        assert_eq!(last, "\n:NETD-A - [0:0]\n-A NETD-A -j NETD-B0\nCOMMIT\n");
+        let whole = transaction(&installed, &wanted, &[]);
+        assert_eq!((whole.commits, whole.changed), (1, result.changed));
+        let few = batched(&installed, &wanted, &[], 100);
+        assert_eq!(few.text, whole.text);
+    }
+
+    #[test]
+    fn chains_in_a_circle_are_still_written() {
+        let jump = |name: &str| vec![Line::Rule(Rule::jump(name.to_owned()))];
+        let wanted = BTreeMap::from([
+            (key(Table::Nat, "NETD-A"), jump("NETD-B")),
+            (key(Table::Nat, "NETD-B"), jump("NETD-A")),
+        ]);
+        let result = batched(&Ruleset::default(), &wanted, &[], 1);
+        assert_eq!(result.text.matches("-A NETD").count(), 2, "{}", result.text);
     }
 }
