@@ -222,6 +222,7 @@ fn judge((host, pod): (&Host, &Space), config: &Value, ended: Traced, ends: &End
         }
         None => {
             ends.died.fetch_add(1, Ordering::Relaxed);
+            println!("a signal ended it: {when}");
         }
     }
 }

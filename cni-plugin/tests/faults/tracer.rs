@@ -152,7 +152,7 @@ fn number(pid: Pid) -> i64 {
     ptrace::getregs(pid).map_or(-1, |registers| registers.orig_rax.cast_signed())
 }
 
-/// Calls whose failure no program can meet: threads, memory, its own end.
+/// Calls whose failure no program can meet, or that cannot fail so: threads, memory, sleep, its own end.
 #[cfg(target_arch = "x86_64")]
 fn may_fail(pid: Pid) -> bool {
     use nix::libc::*;
@@ -173,6 +173,8 @@ fn may_fail(pid: Pid) -> bool {
         SYS_set_robust_list,
         SYS_rseq,
         SYS_sched_getaffinity,
+        SYS_clock_nanosleep,
+        SYS_nanosleep,
         SYS_madvise,
         SYS_prctl,
         SYS_restart_syscall,
