@@ -337,7 +337,7 @@ fn behind_a_plugin_that_made_the_interface_netd_refuses_and_harms_nothing() {
     host.del("c1", pod.path());
     assert!(connects_soon(&host.space, &pod, "10.88.0.2"), "the other's interface is untouched");
     succeeded(&reference(&host, "bridge", "DEL", &pod, &theirs));
-    assert!(pod.links().is_empty() && host.leases().len() == 0);
+    assert!(pod.links().is_empty() && host.leases().is_empty());
 }
 
 #[test]

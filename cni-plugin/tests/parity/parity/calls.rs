@@ -178,6 +178,20 @@ fn an_unknown_command_is_code_4_and_no_command_is_a_person() {
     }
 }
 
+/// The form before 0.3.0: an address a family, each with its routes.
+fn golden_of_the_first_versions(version: &str, dns: &Value) -> Value {
+    let v4 = [
+        json!({ "dst": "10.5.0.0/16", "gw": "172.16.1.1" }),
+        json!({ "dst": "0.0.0.0/0", "gw": "172.16.1.1" }),
+    ];
+    let v6 = [json!({ "dst": "fd05::/64", "gw": "fd00:1::9" }), json!({ "dst": "::/0", "gw": "fd00:1::1" })];
+    json!({
+        "cniVersion": version, "dns": dns,
+        "ip4": { "ip": "172.16.1.7/32", "gateway": "172.16.1.1", "routes": v4 },
+        "ip6": { "ip": "fd00:1::7/128", "gateway": "fd00:1::1", "routes": v6 },
+    })
+}
+
 /// The whole answer of an ADD with two families, a route and DNS settings, in each form that the spec has had.
 #[test]
 fn every_version_has_its_golden_result() {
@@ -192,19 +206,8 @@ fn every_version_has_its_golden_result() {
         host.config["cniVersion"] = json!(version);
         let result = host.add("c1", &pod);
         let macs = |name: &str| host.space.netlink().link(name).unwrap().unwrap().mac.unwrap().to_string();
-        let v4 = |mut routes: Vec<Value>| {
-            routes.insert(0, json!({ "dst": "10.5.0.0/16", "gw": "172.16.1.1" }));
-            routes
-        };
-        let old = |ip: &str, gateway: &str, routes: Vec<Value>| json!({ "ip": ip, "gateway": gateway, "routes": routes });
         let golden = if version < "0.3.0" {
-            json!({
-                "cniVersion": version, "dns": dns,
-                "ip4": old("172.16.1.7/32", "172.16.1.1", v4(vec![json!({ "dst": "0.0.0.0/0", "gw": "172.16.1.1" })])),
-                "ip6": old("fd00:1::7/128", "fd00:1::1", vec![
-                    json!({ "dst": "fd05::/64", "gw": "fd00:1::9" }), json!({ "dst": "::/0", "gw": "fd00:1::1" })
-                ]),
-            })
+            golden_of_the_first_versions(version, &dns)
         } else {
             let port = result["interfaces"][1]["name"].as_str().unwrap();
             let mut interfaces = json!([

@@ -53,9 +53,9 @@ pub(crate) fn udp(
     }
     let mut buffer = [0; 16];
     client.send_to(b"question", to).map_err(|e| failure(&e))?;
-    let (_, peer) = server.recv_from(&mut buffer).map_err(|_| "no question came".to_owned())?;
+    let (_, peer) = server.recv_from(&mut buffer).map_err(|_timeout| "no question came".to_owned())?;
     server.send_to(b"answer", peer).map_err(|e| failure(&e))?;
-    let (_, by) = client.recv_from(&mut buffer).map_err(|_| "no answer came".to_owned())?;
+    let (_, by) = client.recv_from(&mut buffer).map_err(|_timeout| "no answer came".to_owned())?;
     if by == to { Ok(peer.ip()) } else { Err(format!("{by} answered")) }
 }
 

@@ -110,7 +110,7 @@ fn without_nulls(value: Value) -> Value {
             .filter(|(_, value)| !value.is_null())
             .map(|(key, value)| (key, without_nulls(value)))
             .collect(),
-        other => other,
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) | Value::Array(_) => value,
     }
 }
 
