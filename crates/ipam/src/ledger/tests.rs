@@ -343,24 +343,31 @@ fn readers_beside_a_writer_see_whole_changes() {
     assert_eq!(verify(&dir).len(), 201);
 }
 
-/// Microseconds of an allocation and a release, each with a ledger opened for it, beside so many leases of pods.
+/// Microseconds of an allocation and a release, each with a ledger opened for it, beside so many leases of pods and as
+/// many released addresses.
 fn cost(count: usize) -> (f64, f64) {
     let dir = TempDir::new().unwrap();
     let pools = [pool("10.0.0.0/14")];
-    let mut ledger = open(dir.path(), 1);
-    let owners: Vec<Owner> = (0..2 * count).map(|turn| owner(&format!("{turn:064x}"))).collect();
-    for (turn, owner) in owners.iter().enumerate() {
-        let pod = Pod {
+    let address = |turn: usize| IpAddr::from(0x0a00_0002_u32.wrapping_add(turn as u32).to_be_bytes());
+    let lease = |turn: usize| Lease {
+        owner: owner(&format!("{turn:064x}")),
+        pod: Some(Pod {
             namespace: "default".into(),
             name: format!("web-7d4b9c6f5d-{turn:05x}"),
             uid: format!("0b1e5a52-7c1f-4c3e-9d55-{turn:012x}"),
-        };
-        ledger.allocate(owner, Some(&pod), &pools).unwrap();
-    }
-    for owner in owners.iter().take(count) {
-        ledger.release(owner).unwrap();
-    }
-    drop(ledger);
+        }),
+        addresses: vec![address(turn)],
+        ..Lease::default()
+    };
+    let at = Duration::from_secs(1);
+    let snapshot = Snapshot {
+        released: (0..count).map(|turn| crate::book::Released { address: address(turn), at }).collect(),
+        leases: (count..2 * count).map(|turn| Kept { lease: lease(turn), taken: at }).collect(),
+    };
+    let (bytes, built) =
+        build(&snapshot, &pools[0].ranges()[0].spans(), &written(&dir), ("pods", BOOT)).unwrap();
+    assert_eq!(built, count);
+    fs::write(written(&dir), bytes).unwrap();
     let turns = 200;
     let names: Vec<Owner> = (0..turns).map(|turn| owner(&format!("{turn:062x}-x"))).collect();
     let timed = |work: &dyn Fn(&Owner)| {
