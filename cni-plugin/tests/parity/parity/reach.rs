@@ -8,7 +8,7 @@ use netd_kernel::{Clock, SystemClock};
 use super::harness::Space;
 
 /// Much longer than an answer takes, also on a busy machine; only what fails waits for it.
-const WAIT: Duration = Duration::from_millis(1500);
+const WAIT: Duration = Duration::from_secs(4);
 
 /// Connects `from` to `to` of `server`, which listens at `listen`, and says what address the server saw.
 pub(crate) fn tcp(
