@@ -9,7 +9,7 @@
 //! | all | the Ethernet source is the pod's, and there is no VLAN tag |
 //! | IPv4 | the source is the pod's; no ICMP redirect; not from a DHCP server to a client |
 //! | ARP | the sender is the pod, or nobody yet (RFC 5227, section 2.1.1) |
-//! | IPv6 | the source is the pod's or its link-local address; no router advertisement, no redirect; not from a DHCP server to a client; a neighbour advertisement is about the pod |
+//! | IPv6 | the pod has an address of it; the source is the pod's or its link-local address; no router advertisement, no redirect; not from a DHCP server to a client; a neighbour advertisement is about the pod |
 //! | IPv6 from `::` | duplicate detection of the pod's own addresses (RFC 4862, section 5.4.2), reports of groups (RFC 3810, section 5.2.13) |
 //! | others | never |
 
@@ -165,24 +165,15 @@ fn link_local(Mac([a, b, c, d, e, f]): Mac) -> Ipv6Addr {
 /// Writes the program of a pod.
 fn program(mac: Mac, addresses: &[IpAddr]) -> netd_kernel::Result<Vec<Instruction>> {
     let mut program = Assembler::new();
-    let own = Own {
-        mac,
-        v4: addresses
-            .iter()
-            .filter_map(|ip| if let IpAddr::V4(v4) = ip { Some(*v4) } else { None })
-            .collect(),
-        v6: addresses
-            .iter()
-            .filter_map(|ip| if let IpAddr::V6(v6) = ip { Some(*v6) } else { None })
-            .chain([link_local(mac)])
-            .collect(),
-    };
+    let own = Own::of(mac, addresses);
     let (arp, v6) = (program.label(), program.label());
     let ends = Ends::new(&mut program);
     program.load_tagged().branch(Is::Equal(0), None, Some(ends.drop));
     own_mac(&mut program, ETHER_SOURCE, mac, ends.drop);
     program.load_half(ETHER_TYPE);
-    for (kind, part) in [(IPV6, v6), (ARP, arp)] {
+    // A pod without an address of IPv6 has nothing to say in it, and the kernel less to compile.
+    let parts = if own.v6.is_empty() { vec![(ARP, arp)] } else { vec![(ARP, arp), (IPV6, v6)] };
+    for (kind, part) in parts {
         let other = program.label();
         program.branch(Is::Equal(kind), None, Some(other)).go_to(part).place(other);
     }
@@ -194,10 +185,12 @@ fn program(mac: Mac, addresses: &[IpAddr]) -> netd_kernel::Result<Vec<Instructio
     let ends = Ends::new(&mut program);
     own.write_arp(&mut program, ends);
     ends.place(&mut program);
-    program.place(v6);
-    let ends = Ends::new(&mut program);
-    own.write_v6(&mut program, ends);
-    ends.place(&mut program);
+    if !own.v6.is_empty() {
+        program.place(v6);
+        let ends = Ends::new(&mut program);
+        own.write_v6(&mut program, ends);
+        ends.place(&mut program);
+    }
     program.finish()
 }
 
@@ -227,6 +220,20 @@ struct Own {
 }
 
 impl Own {
+    fn of(mac: Mac, addresses: &[IpAddr]) -> Self {
+        let (mut v4, mut v6) = (Vec::new(), Vec::new());
+        for address in addresses {
+            match address {
+                IpAddr::V4(address) => v4.push(*address),
+                IpAddr::V6(address) => v6.push(*address),
+            }
+        }
+        if !v6.is_empty() {
+            v6.push(link_local(mac));
+        }
+        Self { mac, v4, v6 }
+    }
+
     fn write_v4(&self, program: &mut Assembler, ends: Ends) {
         let (known, icmp) = (program.label(), program.label());
         longer(program, V4_SHORTEST, ends.drop);
