@@ -13,8 +13,11 @@ use tracing::{debug, info, warn};
 
 use super::{Surroundings, stopped};
 
-/// Links that are put aside together are deleted together: pods often end by the dozen.
+/// Links that are put aside together are deleted together: pods often end by the dozen. While the kernel deletes links,
+/// calls of the plugin wait, so that is left until none has come for this long.
 const SETTLE: Duration = Duration::from_millis(20);
+/// The longest that a link waits while others keep coming.
+const LATEST: Duration = Duration::from_millis(250);
 /// How long one who has something to delete may take to say so; the plugin takes a millisecond.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// After a refusal, and while another process has the socket.
@@ -28,15 +31,35 @@ pub(super) async fn run(context: Surroundings) -> Result<()> {
     }
 }
 
+/// Links to delete, and when.
+#[derive(Debug, Clone, Copy)]
+struct Waiting {
+    due: Instant,
+    latest: Instant,
+}
+
+impl Waiting {
+    /// What is due at a moment whatever else comes.
+    fn since(due: Instant) -> Self {
+        Self { due, latest: due }
+    }
+
+    /// One more link, put aside `now`.
+    fn with_another(waiting: Option<Self>, now: Instant) -> Self {
+        let latest = waiting.map_or(now + LATEST, |waiting| waiting.latest);
+        Self { due: latest.min(now + SETTLE), latest }
+    }
+}
+
 async fn serve() {
     let listener = bind().await;
     let (caller, mut called) = tokio::sync::mpsc::unbounded_channel();
     // Before anybody listened nobody was called: what is there was left.
-    let mut waiting = Some(Instant::now());
+    let mut waiting = Some(Waiting::since(Instant::now()));
     loop {
         let due = async {
             match waiting {
-                Some(due) => tokio::time::sleep_until(due).await,
+                Some(Waiting { due, .. }) => tokio::time::sleep_until(due).await,
                 None => std::future::pending().await,
             }
         };
@@ -52,8 +75,8 @@ async fn serve() {
                     tokio::time::sleep(SETTLE).await;
                 }
             },
-            Some(()) = called.recv() => waiting = waiting.or_else(|| Some(Instant::now() + SETTLE)),
-            () = due => waiting = sweep().await,
+            Some(()) = called.recv() => waiting = Some(Waiting::with_another(waiting, Instant::now())),
+            () = due => waiting = sweep().await.map(Waiting::since),
         }
     }
 }
@@ -99,5 +122,24 @@ async fn bind() -> UnixListener {
             Err(_) => {}
         }
         tokio::time::sleep(PAUSE).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn links_wait_for_more_of_them_but_not_for_ever() {
+        let start = Instant::now();
+        let mut waiting = Waiting::with_another(None, start);
+        assert_eq!(waiting.due, start + SETTLE);
+        for step in 1..100 {
+            let now = start + SETTLE / 2 * step;
+            waiting = Waiting::with_another(Some(waiting), now);
+            assert_eq!(waiting.due, (now + SETTLE).min(start + LATEST));
+        }
+        let later = start + LATEST;
+        assert_eq!(Waiting::with_another(Some(Waiting::since(later)), start).due, start + SETTLE);
     }
 }
