@@ -97,7 +97,8 @@ fn a_text_ledger_of_running_pods_is_taken_over() {
 fn text_ledger(container: &str, address: &str) -> String {
     let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
     let header = line(&format!(r#"{{"format":1,"network":"pods","boot":"{}"}}"#, boot.trim()));
-    let record = line(&format!(r#"{{"op":"take","id":"{container}","if":"eth0","ips":["{address}"],"at":1000}}"#));
+    let record =
+        line(&format!(r#"{{"op":"take","id":"{container}","if":"eth0","ips":["{address}"],"at":1000}}"#));
     let length = format!("{:020}", header.len() + 30 + record.len());
     format!("{header}{length} {:08x}\n{record}", crc32(length.as_bytes()))
 }

@@ -196,7 +196,8 @@ impl Assembler {
     fn distance(&self, from: usize, to: Option<Label>) -> Result<u32> {
         let Some(label) = to else { return Ok(0) };
         let place = self.places.get(label.0).copied().flatten().filter(|place| *place < self.drafts.len());
-        let distance = place.and_then(|place| place.checked_sub(from + 1)).and_then(|d| u32::try_from(d).ok());
+        let distance =
+            place.and_then(|place| place.checked_sub(from + 1)).and_then(|d| u32::try_from(d).ok());
         distance.ok_or_else(|| no_jump(from))
     }
 

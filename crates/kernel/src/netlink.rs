@@ -37,7 +37,9 @@ pub use neighbours::{Neighbour, NeighbourState};
 pub use ports::{PortFlags, VlanTagging};
 #[cfg(feature = "monitor")]
 pub(crate) use routes::read_route;
-pub use routes::{POD_ROUTE_PROTOCOL, ROUTE_PROTOCOL, Route, RouteFilter, RouteKind, Scope, TABLE_LOCAL, TABLE_MAIN};
+pub use routes::{
+    POD_ROUTE_PROTOCOL, ROUTE_PROTOCOL, Route, RouteFilter, RouteKind, Scope, TABLE_LOCAL, TABLE_MAIN,
+};
 pub use traffic::{Bucket, IngressFilter, TokenBucket, Verdict};
 pub use vxlan::{Vxlan, VxlanSpec, VxlanTunnel};
 

@@ -47,7 +47,8 @@ impl Batch {
     /// IPv4 addresses get the network's broadcast address (not for /31 and /32).
     pub fn add_address(&mut self, link: Ifindex, prefix: IpNetwork, nodad: bool) -> &mut Self {
         let nodad = nodad && prefix.is_ipv6();
-        let mut message = message_for(libc::RTM_NEWADDR, link, prefix, if nodad { libc::IFA_F_NODAD as u8 } else { 0 });
+        let mut message =
+            message_for(libc::RTM_NEWADDR, link, prefix, if nodad { libc::IFA_F_NODAD as u8 } else { 0 });
         if let Some(broadcast) = broadcast_of(prefix) {
             message.bytes(libc::IFA_BROADCAST, &broadcast.octets());
         }

@@ -180,7 +180,8 @@ impl Batch {
 
     /// Makes a veth pair; two or fewer changes.
     pub fn add_veth(&mut self, spec: &VethSpec<'_>) -> &mut Self {
-        let mut message = Message::link(libc::RTM_NEWLINK, if spec.up { flag_up(true) } else { LinkHeader::default() });
+        let mut message =
+            Message::link(libc::RTM_NEWLINK, if spec.up { flag_up(true) } else { LinkHeader::default() });
         name_and_size(&mut message, spec.name, spec.mac, spec.mtu);
         if let Some(master) = spec.master {
             message.number(libc::IFLA_MASTER, master.0);

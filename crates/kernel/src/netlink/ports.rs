@@ -174,7 +174,8 @@ fn vlan_message(kind: u16, port: Ifindex, vlans: RangeInclusive<u16>, flags: Bri
         let ([a, b], [c, d]) = (flags.bits().to_ne_bytes(), vlan.to_ne_bytes());
         spec.bytes(IFLA_BRIDGE_VLAN_INFO, &[a, b, c, d]);
     };
-    let mut message = Message::link(kind, LinkHeader { family: libc::AF_BRIDGE as u8, ..LinkHeader::of(port) });
+    let mut message =
+        Message::link(kind, LinkHeader { family: libc::AF_BRIDGE as u8, ..LinkHeader::of(port) });
     message.nest(libc::IFLA_AF_SPEC, |spec| {
         spec.bytes(IFLA_BRIDGE_FLAGS, &BRIDGE_FLAGS_MASTER.to_ne_bytes());
         if first == last {

@@ -4,7 +4,8 @@ use std::io;
 use std::os::fd::AsRawFd;
 
 use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_ACK_TLVS, NLM_F_CAPPED, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, ParseableParametrized,
+    NLM_F_ACK, NLM_F_ACK_TLVS, NLM_F_CAPPED, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST,
+    ParseableParametrized,
 };
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_sys::protocols::NETLINK_ROUTE;
@@ -328,8 +329,7 @@ fn parts(mut bytes: &[u8]) -> impl Iterator<Item = Part<'_>> {
 }
 
 fn decode(action: &str, kind: u16, payload: &[u8]) -> Result<RouteNetlinkMessage> {
-    RouteNetlinkMessage::parse_with_param(payload, kind)
-        .map_err(|e| protocol(action, &e.to_string()))
+    RouteNetlinkMessage::parse_with_param(payload, kind).map_err(|e| protocol(action, &e.to_string()))
 }
 
 /// Reads the error number and the kernel's words from `NLMSG_ERROR` or `NLMSG_DONE`; `None` is success.

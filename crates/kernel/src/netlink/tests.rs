@@ -172,7 +172,11 @@ fn routes_are_read_as_they_were_written() {
         Route::default_via(ip("fd00:9::3")).dev(index),
         Route { table: 1000, ..Route::to(net("10.1.4.0/24")).via(ip("10.9.0.2")).dev(index) },
         Route { mtu: 1400, ..Route::to(net("10.1.5.0/24")).via(ip("10.9.0.2")).dev(index) },
-        Route { mtu: 1300, advertised_mss: 1200, ..Route::to(net("fd00:2::/64")).via(ip("fd00:9::2")).dev(index) },
+        Route {
+            mtu: 1300,
+            advertised_mss: 1200,
+            ..Route::to(net("fd00:2::/64")).via(ip("fd00:9::2")).dev(index)
+        },
     ];
     for route in &wanted {
         netlink.add_route(route).unwrap();
