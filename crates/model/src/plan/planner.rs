@@ -150,24 +150,18 @@ impl Planner {
     fn settle(&mut self, family: Family, before: &[FrontendKey], asked: &Asked<'_>, touched: &mut Touched) {
         let given_up = before.iter().filter(|key| !asked.claims.frontends.iter().any(|(new, _)| new == *key));
         for key in given_up {
-            self.settle_one(family, key, asked.name, Vec::new(), touched);
+            self.settle_one(family, key, asked, touched);
         }
         let mut done: BTreeSet<&FrontendKey> = BTreeSet::new();
         for (key, _) in &asked.claims.frontends {
             if done.insert(key) {
-                self.settle_one(family, key, asked.name, asked.claims_to(key), touched);
+                self.settle_one(family, key, asked, touched);
             }
         }
     }
 
-    fn settle_one(
-        &mut self,
-        family: Family,
-        key: &FrontendKey,
-        name: &ObjectName,
-        claims: Vec<Claim>,
-        touched: &mut Touched,
-    ) {
+    fn settle_one(&mut self, family: Family, key: &FrontendKey, asked: &Asked<'_>, touched: &mut Touched) {
+        let name = asked.name;
         let (plan, contests) = match family {
             Family::V4 => (&mut self.plan.v4, &mut self.v4),
             Family::V6 => (&mut self.plan.v6, &mut self.v6),
@@ -185,7 +179,7 @@ impl Planner {
             claim.into_iter().collect()
         });
         line.retain(|claim| claim.frontend.port.service != *name);
-        line.extend(claims);
+        line.extend(asked.claims_to(key));
         line.sort_by(|a, b| a.rank.cmp(&b.rank));
         let winner = line.first().map(|claim| &claim.frontend);
         let service_of = |frontend: Option<&Frontend>| frontend.map(|frontend| frontend.port.service.clone());
