@@ -230,6 +230,7 @@ fn a_collector_without_grace_never_harms_a_pod_that_lives_or_is_being_made() {
     let leaked = AtomicUsize::new(0);
     let (live, collected) = std::thread::scope(|scope| {
         let collector = scope.spawn(collect);
+        let _ends_however = SetOnDrop(&ended);
         let runtimes: Vec<_> = (0..RUNTIMES)
             .map(|number| {
                 scope.spawn({
@@ -264,6 +265,15 @@ fn a_collector_without_grace_never_harms_a_pod_that_lives_or_is_being_made() {
     assert!(leases.len() >= leaked && leases.len() < RUNTIMES * PODS, "{leases:?}");
     let of = |container: &String| format!(" of container {container} ");
     assert!(!live.keys().any(|container| leases.iter().any(|lease| lease.contains(&of(container)))));
+}
+
+/// Sets a flag when it goes, by a panic as well: nobody waits for ever.
+struct SetOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for SetOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 /// One runtime: adds pods, ends some with DEL and some without, checks the rest at each step. Returns those that live.
