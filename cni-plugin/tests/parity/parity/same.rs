@@ -9,9 +9,9 @@ use super::observe;
 use super::rows::{Row, rows};
 use super::world::{DEBIAN, Side, World};
 
-/// As many at once as the machine has cores, within reason.
+/// More at once than the machine has cores: the reference mostly waits for the kernel.
 fn workers() -> usize {
-    std::thread::available_parallelism().map_or(2, usize::from).min(8)
+    std::thread::available_parallelism().map_or(2, usize::from).saturating_mul(2).min(8)
 }
 
 /// Differences of one row: those of the list by their number, and all others in words.
