@@ -37,7 +37,7 @@ pub(super) fn export(args: &ExportArgs) -> Result<u8> {
 }
 
 /// Releases in their order, then leases in theirs, a line each.
-fn lines<'n>(network: &'n Network, now: std::time::Duration) -> Result<String, &'n netd_ipam::Error> {
+fn lines(network: &Network, now: std::time::Duration) -> Result<String, &netd_ipam::Error> {
     let contents = network.contents.as_ref()?;
     let released = contents.released(now).map(
         |(address, ago)| json!({ "network": network.name, "released": address, "agoSeconds": ago.as_secs() }),
