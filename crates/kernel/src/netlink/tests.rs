@@ -366,6 +366,32 @@ fn a_panic_in_another_namespace_reaches_the_caller() {
 }
 
 #[test]
+fn a_visit_ends_at_home_also_after_a_panic() {
+    let (ns, home) = (TestNs::new(), Namespace::current().unwrap());
+    assert!(ns.namespace.visit(&home, || Namespace::is_current(&ns.path)).unwrap());
+    assert!(!Namespace::is_current(&ns.path));
+    let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        let _ = ns.namespace.visit(&home, || -> () { panic!("inside") });
+    }));
+    assert!(caught.is_err());
+    assert!(Namespace::current().unwrap().is_same(&home).unwrap());
+}
+
+#[test]
+fn numbers_and_sizes_of_links_are_told_without_a_message() {
+    let ns = TestNs::new();
+    let mut netlink = ns.netlink();
+    let index = bridge(&mut netlink, "fifteen-letters");
+    netlink.set_mtu(index, 1400).unwrap();
+    assert_eq!(netlink.link_index("fifteen-letters").unwrap(), Some(index));
+    assert_eq!(netlink.link_index("fifteen-letter").unwrap(), None);
+    assert_eq!(netlink.link_mtu(index).unwrap(), Some(1400));
+    assert_eq!(netlink.link_mtu(Ifindex(4711)).unwrap(), None);
+    netlink.refresh_carrier("fifteen-letters").unwrap();
+    assert_eq!(netlink.link("fifteen-letters").unwrap().map(|link| link.index), Some(index));
+}
+
+#[test]
 fn a_vxlan_device_is_read_as_it_was_made_and_keeps_its_forwarding_entries() {
     let ns = TestNs::new();
     let mut netlink = ns.netlink();
