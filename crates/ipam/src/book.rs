@@ -176,7 +176,7 @@ impl Book {
             let Some(id) = Key::Owner(owner).remove(store)? else { return Ok(None) };
             let record = record::read(store, id)?;
             for number in &record.numbers {
-                store.root.order += 1;
+                store.root.order = store.root.order.saturating_add(1);
                 let order = store.root.order;
                 let known = address::read(store, *number)?;
                 if known.state != (State::Leased { lease: id }) {
@@ -273,7 +273,7 @@ fn fresh(store: &mut Store, mut segment: Segment) -> Result<IpAddr> {
 /// Writes a lease down whose addresses and owner have none.
 fn enter(store: &mut Store, lease: Lease, taken: Duration) -> Result<()> {
     record::check(&lease)?;
-    store.root.order += 1;
+    store.root.order = store.root.order.saturating_add(1);
     let order = store.root.order;
     let numbers = lease.addresses.iter().map(|address| settle(store, *address)).collect::<Result<_>>()?;
     let record = Record { lease, taken, order, numbers };
@@ -282,7 +282,7 @@ fn enter(store: &mut Store, lease: Lease, taken: Duration) -> Result<()> {
         let known = address::read(store, *number)?;
         address::write(store, *number, &Known { state: State::Leased { lease: id }, ..known })?;
     }
-    store.root.leases += 1;
+    store.root.leases = store.root.leases.saturating_add(1);
     Key::Owner(&record.lease.owner).insert(store, id)
 }
 
@@ -298,7 +298,7 @@ fn settle(store: &mut Store, address: IpAddr) -> Result<Number> {
             let home = segments.iter().find(|segment| segment.span.contains(address));
             let number = address::allocate(store)?;
             let segment = home.map_or(0, |segment| segment.id);
-            store.root.homeless += u32::from(segment == 0);
+            store.root.homeless = store.root.homeless.saturating_add(u32::from(segment == 0));
             address::write(store, number, &Known { address, segment, state: State::Leased { lease: 0 } })?;
             Key::Address(address).insert(store, number)?;
             (number, segment)

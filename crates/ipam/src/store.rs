@@ -151,7 +151,7 @@ impl Store {
         store.length = store.storage.length().map_err(|cause| store.failed("read", cause))?;
         match (root, change) {
             (Some(root), Some(change)) if change.number == root.change => store.root = root,
-            (root, Some(change)) if root.is_none_or(|root| root.change + 1 == change.number) => {
+            (root, Some(change)) if root.is_none_or(|root| root.change.wrapping_add(1) == change.number) => {
                 store.root = change.root().ok_or_else(|| damaged("the root is unreadable"))?;
                 store.redo(change)?;
             }
@@ -308,7 +308,7 @@ impl Store {
         if self.root == self.saved && !self.cache.values().any(|cached| cached.dirty) {
             return Ok(());
         }
-        self.root.change += 1;
+        self.root.change = self.root.change.wrapping_add(1);
         self.grow()?;
         match self.mode {
             Mode::Journaled => {

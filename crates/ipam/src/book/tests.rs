@@ -485,6 +485,30 @@ proptest! {
         prop_assert_eq!(released, expected);
     }
 
+    /// Whatever stands behind right checksums, nothing panics or hangs.
+    #[test]
+    fn nonsense_behind_right_checksums_is_survived(
+        words in prop::collection::vec((any::<usize>(), prop_oneof![Just(u32::MAX), Just(1 << 31), 0..40_u32, any::<u32>()]), 1..8),
+    ) {
+        let disk = Disk::with(build(&Snapshot::default(), &[], Path::new("test"), (crate::fuzz::NETWORK, crate::fuzz::BOOT)).unwrap().0);
+        let whose = (crate::fuzz::NETWORK, crate::fuzz::BOOT);
+        let store = Store::open(Box::new(disk.clone()), Path::new("test"), whose, Mode::Journaled).unwrap();
+        let mut book = Book::of(store).unwrap();
+        for name in ["c", "d", "e"] {
+            take(&mut book, name, &pools(&["10.0.0.0/24"]), 0).unwrap();
+        }
+        free(&mut book, "d", 1).unwrap();
+        let mut bytes = disk.copy();
+        for (at, word) in words {
+            // The root, and the blocks there are.
+            let places = [512..776, 66_560..66_560 + 264 * 9];
+            let place = places[at % 2].clone();
+            let at = place.start + at / 2 % (place.len() / 4) * 4;
+            bytes[at..at + 4].copy_from_slice(&word.to_le_bytes());
+        }
+        crate::fuzz::open(&bytes, true);
+    }
+
     /// Whatever bits are turned, no address that is in use is given, and nothing panics.
     #[test]
     fn turned_bits_never_give_a_live_address(flips in prop::collection::vec((any::<usize>(), 0..8_u8), 1..12), cut in any::<usize>()) {
