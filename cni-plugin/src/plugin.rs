@@ -139,8 +139,9 @@ fn print(text: &str) -> io::Result<()> {
     if text.is_empty() {
         return Ok(());
     }
+    // Whole lines are not kept by the standard library: what could not be written must not come before the error.
+    let line = format!("{text}\n");
     let mut output = io::stdout().lock();
-    output.write_all(text.as_bytes())?;
-    output.write_all(b"\n")?;
+    output.write_all(line.as_bytes())?;
     output.flush()
 }
