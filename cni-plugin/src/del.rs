@@ -57,8 +57,9 @@ fn give_back(call: &Call, config: &Config, owner: &Owner) -> Option<String> {
     config.delegate.as_ref()?.del(call, owner).err().map(|error| error.to_string())
 }
 
-/// Removes an attachment: host ports, link and neighbour entries first, the lease last, so that an address that is still
-/// wired is never given to another. Returns all that failed.
+/// Removes an attachment: link and neighbour entries first, then host ports, which a daemon puts back for a pod whose
+/// link is there, the lease last, so that an address that is still wired is never given to another. Returns all that
+/// failed.
 fn remove(netlink: &mut Netlink, config: &Config, owner: &Owner, reaper: Option<&Reaper>) -> Vec<String> {
     let (known, mut failures) = match leases::look_up(config, owner) {
         Ok(known) => (known, Vec::new()),
@@ -68,8 +69,8 @@ fn remove(netlink: &mut Netlink, config: &Config, owner: &Owner, reaper: Option<
     let addresses = known
         .as_ref()
         .map_or_else(|| addresses_of_link(netlink, owner), |(lease, _)| lease.addresses.clone());
-    let mut unwired: Vec<_> = ports::remove(&config.network, owner).err().into_iter().collect();
-    unwired.extend(attachment::unwire(netlink, &node::gateway_link(config), owner, &addresses, reaper));
+    let mut unwired = attachment::unwire(netlink, &node::gateway_link(config), owner, &addresses, reaper);
+    unwired.extend(ports::remove(&config.network, owner).err());
     failures.extend(unwired.iter().map(ToString::to_string));
     if let Some((lease, ledger)) = known.filter(|_| unwired.is_empty()) {
         // First the copy: after a kill in between, the next call finds the lease again.

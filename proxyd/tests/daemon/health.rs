@@ -121,9 +121,9 @@ fn a_taken_health_check_port_is_named_and_blocks_no_other() {
     daemon.wait_ready();
     assert_eq!(answer(&node, "127.0.0.1:32002", "GET /", 200).1, told("web", 2));
     let state = daemon.wait_for("a notice", |state| {
-        state["notices"].as_array().is_some_and(|notices| {
-            notices.iter().any(|n| n["reason"] == "FailedToStartServiceHealthcheck")
-        })
+        state["notices"]
+            .as_array()
+            .is_some_and(|notices| notices.iter().any(|n| n["reason"] == "FailedToStartServiceHealthcheck"))
     });
     assert!(state["notices"].to_string().contains("0.0.0.0:32001"), "{}", state["notices"]);
     assert!(daemon.status(&[]).stdout.contains("a-taken"), "{}", daemon.status(&[]).stdout);
@@ -182,7 +182,8 @@ fn a_node_about_to_be_deleted_fails_healthz_and_not_livez() {
     answer(&node, "127.0.0.1:10256", "GET /healthz", 503);
     answer(&node, "127.0.0.1:10256", "GET /livez", 200);
     let metrics = node.get("127.0.0.1:10249", "/metrics");
-    for sample in ["kubeproxy_proxy_healthz_total{code=\"503\"}", "kubeproxy_proxy_livez_total{code=\"200\"}"] {
+    for sample in ["kubeproxy_proxy_healthz_total{code=\"503\"}", "kubeproxy_proxy_livez_total{code=\"200\"}"]
+    {
         assert!(metrics.contains(sample), "{sample}: {metrics}");
     }
 }

@@ -5,10 +5,10 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use netd_kernel::Namespace;
 use netd_kernel::clock::eventually;
 use netd_kernel::exec::{Child, Spawn, Stream};
 use netd_kernel::reap::Reaper;
-use netd_kernel::Namespace;
 use serde_json::json;
 
 /// How long it may take to start, and to end.
@@ -69,7 +69,9 @@ impl Daemon {
     pub(crate) fn processor(&self) -> Result<Duration> {
         let path = format!("/proc/{}/stat", self.child.pid());
         let text = fs::read_to_string(&path).with_context(|| format!("read {path}: has netd ended?"))?;
-        ticks(&text).map(|ticks| Duration::from_secs(ticks) / TICKS).with_context(|| format!("understand {path}"))
+        ticks(&text)
+            .map(|ticks| Duration::from_secs(ticks) / TICKS)
+            .with_context(|| format!("understand {path}"))
     }
 }
 

@@ -165,9 +165,10 @@ fn goals(outcome: &Outcome) -> Vec<Goal> {
         "DEL, median, times faster (no daemon given)"
     };
     at_least(what, "40x or more", del, 40.0);
-    let growth = outcome.row(Case::of(Want::V4, true, false)).zip(empty).map_or(f64::NAN, |(crowded, empty)| {
-        crowded.netd.add.time(0.5).as_secs_f64() / empty.netd.add.time(0.5).as_secs_f64()
-    });
+    let growth =
+        outcome.row(Case::of(Want::V4, true, false)).zip(empty).map_or(f64::NAN, |(crowded, empty)| {
+            crowded.netd.add.time(0.5).as_secs_f64() / empty.netd.add.time(0.5).as_secs_f64()
+        });
     goals.push(Goal {
         what: "ADD beside live pods / on an empty node",
         wanted: "1.2x or less",
@@ -227,9 +228,9 @@ fn case(row: &Row, live: usize) -> Value {
             "timesFaster": times, "timesTheRate": rate,
         })
     };
-    let daemon = daemon_share(row).map(|share| {
-        json!({ "processor": milliseconds(share.processor), "settled": milliseconds(share.settled) })
-    });
+    let daemon = daemon_share(row).map(
+        |share| json!({ "processor": milliseconds(share.processor), "settled": milliseconds(share.settled) }),
+    );
     json!({ "name": name, "supported": true, "add": verb(add_of), "del": verb(del_of), "daemon": daemon })
 }
 

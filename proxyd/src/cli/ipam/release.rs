@@ -37,8 +37,7 @@ fn release_one(args: &ReleaseArgs, directory: &Path, address: IpAddr) -> Result<
     // From here on under the lock: no ADD or DEL of this network comes between the look and the release.
     let now = Moment::now()?;
     let options = Options { directory, network: &network.name, cool_down: DEFAULT_COOL_DOWN, now };
-    let mut ledger =
-        Ledger::open(options, || Err::<Vec<Lease>, _>("it changed just now; run this again"))?;
+    let mut ledger = Ledger::open(options, || Err::<Vec<Lease>, _>("it changed just now; run this again"))?;
     let (lease, held) = ledger.holder(address)?.context("nobody has a lease of it any more")?;
     if !args.force {
         refuse_live(&lease, held, &node::links()?)?;
