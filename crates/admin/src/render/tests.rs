@@ -54,6 +54,7 @@ fn healthy() -> StateDoc {
         nodes: vec![NodeRouteState { name: "w2".into(), ready: true, ..NodeRouteState::default() }],
         ipam: Some(IpamState {
             pools: vec![PoolState {
+                former: false,
                 network: "netd".into(),
                 range: "172.16.1.0/24".into(),
                 used: 12,
