@@ -17,6 +17,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use netd_kernel::clock::uptime;
 use netd_kernel::file::{atomic_write, boot_id};
 use netd_kernel::lock::{FileLock, LockFile};
 
@@ -55,16 +56,7 @@ impl Moment {
     /// # Errors
     /// When `/proc` is not mounted.
     pub fn now() -> Result<Self> {
-        const UPTIME: &str = "/proc/uptime";
-        let failed = |cause| Error::Io { action: "read", path: UPTIME.into(), cause };
-        let text = fs::read_to_string(UPTIME).map_err(failed)?;
-        let seconds: f64 = text
-            .split_whitespace()
-            .next()
-            .and_then(|word| word.parse().ok())
-            .ok_or_else(|| failed(io::Error::from(io::ErrorKind::InvalidData)))?;
-        let uptime = Duration::try_from_secs_f64(seconds).unwrap_or_default();
-        Ok(Self { boot: boot_id()?, uptime })
+        Ok(Self { boot: boot_id()?, uptime: uptime() })
     }
 }
 
