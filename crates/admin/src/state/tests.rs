@@ -71,6 +71,7 @@ fn field_names_are_camel_case_and_stable() {
             "apiVersion",
             "dataplane",
             "dns",
+            "garbage",
             "ipam",
             "kind",
             "node",
