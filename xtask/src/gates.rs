@@ -9,6 +9,7 @@ use crate::{arch, build_ebpf, setup};
 pub(crate) fn all(report: &mut Report) {
     report.step("fmt", fmt);
     report.step("arrows of the layout", arch::check);
+    report.step("lock file of fuzz/ follows the manifests", fuzz_lock);
     report.step("no file is too long", file_lengths);
     report.step("deny: licences, bans, sources", deny);
     report.step("clippy", || {
@@ -25,6 +26,13 @@ fn fmt() -> Result<()> {
     run(&mut cargo(&["fmt", "--all", "--check"]))?;
     run(cargo(&["fmt", "--check"]).current_dir(root().join("ebpf/progs")))?;
     run(cargo(&["fmt", "--check"]).current_dir(root().join("fuzz")))
+}
+
+fn fuzz_lock() -> Result<()> {
+    let metadata = ["metadata", "--locked", "--format-version", "1"];
+    output(cargo(&metadata).current_dir(root().join("fuzz")))
+        .map(drop)
+        .context("run `cargo metadata` in fuzz/ and commit its Cargo.lock")
 }
 
 fn deny() -> Result<()> {
