@@ -23,7 +23,13 @@ fuzz_target!(|bytes: &[u8]| {
     };
     assert!(config.bridge.len() <= 15, "a name for a link: {:?}", config.bridge);
     assert!(config.directory.is_absolute(), "{:?}", config.directory);
-    let result = AddResult { interfaces: vec![], addresses: vec![], routes: vec![], dns: config.dns.clone() };
+    let result = AddResult {
+        interfaces: vec![],
+        place: 0,
+        addresses: vec![],
+        routes: vec![],
+        dns: config.dns.clone(),
+    };
     match result.to_json(config.version, config.previous.as_ref()) {
         Ok(text) => {
             let value: Value = serde_json::from_str(&text).expect("a result is JSON");
