@@ -1,7 +1,8 @@
 use netd_model::{Expected, Family, LocalPods, ServicePlan, verdict};
 
 use super::*;
-use crate::testing::{PlanBuilder, everything, flows, installed};
+use crate::compile::Settings;
+use crate::testing::{PlanBuilder, SETTINGS, everything, flows, installed, installed_with};
 
 fn plan_of(builder: PlanBuilder) -> ServicePlan {
     builder.whole()
@@ -22,10 +23,12 @@ fn expected(plan: &ServicePlan, flow: &Flow) -> Outcome {
 
 fn agrees(plan: &ServicePlan, family: Family) {
     let plan_part = plan.family(family);
-    let ruleset = installed(plan_part);
-    for flow in flows(plan_part) {
-        let trace = walk(&ruleset, &flow).unwrap();
-        assert_eq!(trace.outcome, expected(plan, &flow), "{flow:?}\n{}", trace.steps.join("\n"));
+    for same_address in [true, false] {
+        let ruleset = installed_with(plan_part, Settings { same_address, ..SETTINGS });
+        for flow in flows(plan_part) {
+            let trace = walk(&ruleset, &flow).unwrap();
+            assert_eq!(trace.outcome, expected(plan, &flow), "{flow:?}\n{}", trace.steps.join("\n"));
+        }
     }
 }
 

@@ -91,8 +91,8 @@ fn a_changed_endpoint_touches_no_list_of_frontends() {
     plan.pools.insert(web, endpoints(&["172.16.1.2"]));
     let patch = program.patch(&plan, SETTINGS, &services).unwrap();
     let names: Vec<_> = patch.wanted.keys().map(|key| &key.name[..9]).collect();
-    assert_eq!(names, ["NETD-SEP-", "NETD-SVC-"]);
-    assert_eq!(patch.old.len(), 3);
+    assert_eq!(names, ["NETD-SVC-"]);
+    assert_eq!(patch.old.len(), 1);
 }
 
 #[test]
