@@ -1,6 +1,6 @@
-//! What many Services cost: `scale VARIANT SERVICES ENDPOINTS`, as root.
+//! What many Services cost: `scale VARIANT SERVICES ENDPOINTS [NAMESPACE]`, as root.
 //!
-//! Makes a network namespace of its own, applies a plan of cluster addresses to it, changes one endpoint of one
+//! Makes a network namespace of its own, or takes that one as it is and leaves it there, applies a plan of cluster addresses to it, changes one endpoint of one
 //! Service after the other, and prints seconds, processor time (that of the iptables programs included) and how
 //! many rules and chains `iptables-save` shows.
 
@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use netd_dataplane::Dataplane as _;
+use netd_dataplane::{Applied, Dataplane as _};
 use netd_iptables::{Iptables, IptablesConfig, Variant};
 use netd_kernel::clock::{Clock as _, SystemClock};
 use netd_kernel::exec::{Exec as _, SystemExec, find_program};
@@ -32,16 +32,20 @@ const TICKS: f64 = 100.0;
 
 fn main() -> Outcome<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
-    let usage = "scale (nft|legacy) SERVICES ENDPOINTS";
-    let [variant, services, endpoints] = args.as_slice() else { return Err(usage.into()) };
+    let usage = "scale (nft|legacy) SERVICES ENDPOINTS [NAMESPACE]";
+    let [variant, services, endpoints, namespace @ ..] = args.as_slice() else { return Err(usage.into()) };
     let variant = match variant.as_str() {
         "nft" => Variant::Nft,
         "legacy" => Variant::Legacy,
         _ => return Err(usage.into()),
     };
     let (services, endpoints) = (services.parse()?, endpoints.parse()?);
-    let place = Place::make()?;
-    place.namespace.run(|| measure(variant, services, endpoints))?
+    let leave = !namespace.is_empty();
+    let measure = || measure(variant, services, endpoints, leave);
+    match namespace.first() {
+        Some(name) => Namespace::open(&PathBuf::from(NETNS_DIR).join(name))?.run(measure)?,
+        None => Place::make()?.namespace.run(measure)?,
+    }
 }
 
 /// A namespace that goes with this value.
@@ -65,7 +69,7 @@ impl Drop for Place {
     }
 }
 
-fn measure(variant: Variant, services: u32, endpoints: u32) -> Outcome<()> {
+fn measure(variant: Variant, services: u32, endpoints: u32, leave: bool) -> Outcome<()> {
     let config = IptablesConfig {
         variant,
         lock_wait: Duration::from_secs(60),
@@ -74,39 +78,46 @@ fn measure(variant: Variant, services: u32, endpoints: u32) -> Outcome<()> {
     };
     let mut plan = plan(services, endpoints);
     let mut backend = Iptables::new(config, Arc::new(SystemExec))?;
-    backend.resync()?;
+    cost(|| backend.resync())?.tell("read back");
     let cold = cost(|| backend.apply(&plan, &Scope::Full))?;
-    say(&format!(
-        "cold: {:.2} s; processor: {:.2} s of programs, {:.2} s our own; {} written",
-        cold.passed, cold.programs, cold.own, cold.done.changed
-    ));
+    cold.tell(&format!("cold start, {} written", cold.done.changed));
     count(variant)?;
-    let (mut took, mut own, mut programs) = (Vec::new(), 0.0, 0.0);
+    change_endpoints(&mut backend, &mut plan, services)?;
+    let last = service_port(services.saturating_sub(1)).service;
+    plan.v4.frontends.retain(|_, frontend| frontend.port.service != last);
+    let scope = Scope::Services(BTreeSet::from([last]));
+    cost(|| backend.apply(&plan, &scope))?.tell("a Service goes");
+    if !backend.intact()? {
+        return Err("the rules are not what was applied".into());
+    }
+    if !leave {
+        cost(|| backend.cleanup())?.tell("cleanup");
+    }
+    Ok(())
+}
+
+/// Changes one endpoint of a Service, of the next one, and so on.
+fn change_endpoints(backend: &mut Iptables, plan: &mut ServicePlan, services: u32) -> Outcome<()> {
+    let mut costs = Vec::new();
     for change in 0..CHANGES {
-        let number = change * (services / CHANGES).max(1) % services;
+        let number = change * (services / CHANGES).max(1) % services.max(1);
         let id = pool_id(number);
         let mut pool = plan.v4.pools.get(&id).cloned().ok_or("the plan lacks a pool")?;
         pool.endpoints.pop();
         pool.endpoints.push(endpoint(Ipv4Addr::from_bits(0xac1f_0000 + change)));
         plan.v4.pools.insert(id, pool);
         let scope = Scope::Services(BTreeSet::from([service_port(number).service]));
-        let change = cost(|| backend.apply(&plan, &scope))?;
-        if change.done.changed == 0 {
+        let cost = cost(|| backend.apply(plan, &scope))?;
+        if cost.done.changed == 0 {
             return Err("a changed endpoint changed nothing".into());
         }
-        took.push(change.passed * 1000.0);
-        own += change.own * 1000.0 / f64::from(CHANGES);
-        programs += change.programs * 1000.0 / f64::from(CHANGES);
+        costs.push(cost);
     }
-    took.sort_by(f64::total_cmp);
-    let middle = took.get(took.len() / 2).copied().unwrap_or_default();
-    let last = took.last().copied().unwrap_or_default();
-    say(&format!(
-        "a changed endpoint: median {middle:.1} ms, worst {last:.1} ms; processor: {programs:.1} ms of programs, {own:.1} ms our own"
-    ));
-    if !backend.intact()? {
-        return Err("the rules are not what was applied".into());
-    }
+    let mean = |of: fn(&Cost<Applied>) -> f64| costs.iter().map(of).sum::<f64>() / f64::from(CHANGES);
+    let (own, programs) = (mean(|cost| cost.own), mean(|cost| cost.programs));
+    costs.sort_by(|one, other| one.passed.total_cmp(&other.passed));
+    let middle = costs.get(costs.len() / 2).map_or(0.0, |cost| cost.passed);
+    Cost { passed: middle, own, programs, done: () }.tell("a changed endpoint (median)");
     Ok(())
 }
 
@@ -117,7 +128,7 @@ fn count(variant: Variant) -> Outcome<()> {
     let output = SystemExec.run(&program, &[], b"", Duration::from_secs(60))?;
     let text = String::from_utf8(output.stdout)?;
     let starting = |start: &str| text.lines().filter(|line| line.starts_with(start)).count();
-    say(&format!("{} rules, {} chains, {} bytes printed", starting("-A "), starting(":NETD"), text.len()));
+    eprintln!("{} rules, {} chains, {} bytes printed", starting("-A "), starting(":NETD"), text.len());
     Ok(())
 }
 
@@ -129,6 +140,13 @@ struct Cost<T> {
     /// Processor time of the programs it started.
     programs: f64,
     done: T,
+}
+
+impl<T> Cost<T> {
+    fn tell(&self, what: &str) {
+        let [passed, own, programs] = [self.passed, self.own, self.programs].map(|seconds| seconds * 1000.0);
+        eprintln!("{what}: {passed:.1} ms; processor: {programs:.1} ms of the programs, {own:.1} ms our own");
+    }
 }
 
 fn cost<T, E: Into<Box<dyn Error + Send + Sync>>>(work: impl FnOnce() -> Result<T, E>) -> Outcome<Cost<T>> {
@@ -146,10 +164,6 @@ fn processor_times() -> Outcome<(f64, f64)> {
     let ticks: Vec<f64> = fields.split(' ').skip(11).take(4).map(str::parse).collect::<Result<_, _>>()?;
     let [user, system, users, systems] = ticks.as_slice() else { return Err("short /proc/self/stat".into()) };
     Ok(((user + system) / TICKS, (users + systems) / TICKS))
-}
-
-fn say(line: &str) {
-    eprintln!("{line}");
 }
 
 fn service_port(number: u32) -> ServicePortName {

@@ -8,8 +8,7 @@ use netd_model::{FamilyPlan, Frontend, FrontendKey, OrderedMap, Scope};
 use tracing::{debug, warn};
 
 use crate::compile::{Chains, Program, Settings, compile};
-use crate::detect::Implementation;
-use crate::restore::{BATCH, Transaction, batched, transaction};
+use crate::restore::{Transaction, batched, transaction};
 use crate::ruleset::{ChainKey, InstalledJump, Line, Ruleset, parse_save, wanted_jumps};
 use crate::tool::Tool;
 
@@ -164,18 +163,10 @@ impl Plane {
         Ok(changed)
     }
 
-    /// How many new chains may be in a commit: a commit of the old interface writes the whole table.
-    const fn batch(&self) -> usize {
-        match self.tool.variant {
-            Implementation::Nft => BATCH,
-            Implementation::Legacy => usize::MAX,
-        }
-    }
-
     /// Makes the kernel have `chains` and no others of ours.
     fn replace(&mut self, chains: Chains) -> Result<usize, ApplyError> {
         let before = self.installed.take().unwrap_or_default();
-        let change = batched(&before, &chains, &wanted_jumps(), self.batch());
+        let change = batched(&before, &chains, &wanted_jumps(), self.tool.batch());
         if change.text.is_empty() {
             self.installed = Some(before);
             return Ok(0);
@@ -202,7 +193,7 @@ impl Plane {
             chains: part.map(|(key, lines)| (key.clone(), lines.clone())).collect(),
             jumps: Vec::new(),
         };
-        let change = batched(&part, wanted, &[], self.batch());
+        let change = batched(&part, wanted, &[], self.tool.batch());
         if !change.text.is_empty() {
             debug!(family = %self.tool.family, changed = change.changed, "restoring rules of some services");
             if let Err(error) = self.restore(&change) {
