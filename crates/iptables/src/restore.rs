@@ -9,8 +9,6 @@ mod batches;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
-use netd_dataplane::Delta;
-
 use crate::rule::Table;
 use crate::ruleset::{ChainKey, InstalledJump, Line, Place, Ruleset, WantedJump, is_the_jump};
 
@@ -90,22 +88,21 @@ pub(crate) fn batched(
     jumps: &[WantedJump],
     batch: usize,
 ) -> Transaction {
-    let delta = Delta::between(&installed.chains, chains);
+    let (set, remove) = differences(&installed.chains, chains);
     let missing: Vec<_> = jumps.iter().filter(|jump| installed.count(jump) == 0).collect();
     let surplus = surplus(installed, jumps);
-    let mut changed = missing.len() + surplus.len() + delta.remove.len();
-    changed += delta.set.values().map(|lines| lines.len().max(1)).sum::<usize>();
+    let mut changed = missing.len() + surplus.len() + remove.len();
+    changed += set.iter().map(|(_, lines)| lines.len().max(1)).sum::<usize>();
 
     let section = |table| Section {
-        write: delta
-            .set
+        write: set
             .iter()
             .filter(|(key, _)| key.table == table)
             .map(|(key, lines)| (key.name.as_str(), lines.iter().collect()))
             .collect(),
         insert: missing.iter().copied().filter(|jump| jump.table == table).collect(),
         delete: surplus.iter().copied().filter(|jump| jump.table == table).collect(),
-        remove: delta.remove.iter().filter(|key| key.table == table).map(|key| key.name.as_str()).collect(),
+        remove: remove.iter().filter(|key| key.table == table).map(|key| key.name.as_str()).collect(),
     };
     let mut nat = section(Table::Nat);
     let filter = section(Table::Filter);
@@ -122,6 +119,19 @@ pub(crate) fn batched(
     };
     let gone: u32 = unwanted.into_iter().map(|section| section.render(Table::Nat, &mut text)).sum();
     Transaction { text, changed, commits: inert + exchanged + gone }
+}
+
+/// A chain's name with its rules.
+type Named<'a> = (&'a ChainKey, &'a Vec<Line>);
+
+/// Chains that are to be written, and those that are to go; nothing is copied.
+fn differences<'a>(
+    installed: &'a BTreeMap<ChainKey, Vec<Line>>,
+    wanted: &'a BTreeMap<ChainKey, Vec<Line>>,
+) -> (Vec<Named<'a>>, Vec<&'a ChainKey>) {
+    let set = wanted.iter().filter(|(key, lines)| installed.get(*key) != Some(*lines)).collect();
+    let remove = installed.keys().filter(|key| !wanted.contains_key(*key)).collect();
+    (set, remove)
 }
 
 /// Appends the new chains, where they are many, in commits of their own; returns how many. Nothing leads to

@@ -249,6 +249,8 @@ impl Rule {
 
     /// Restricted by a match, after those there are.
     pub(crate) fn when(mut self, condition: Match) -> Self {
+        // Most rules have one or two: room for four would be most of the memory of many Services.
+        self.matches.reserve_exact(1);
         self.matches.push(condition);
         self
     }
