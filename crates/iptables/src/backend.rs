@@ -1,5 +1,6 @@
 //! The dataplane: plan in, restored rules out.
 
+mod abilities;
 mod cleanup;
 mod plane;
 
@@ -138,6 +139,7 @@ impl Dataplane for Iptables {
                 mark,
                 random_fully: plane.tool.version.has_wait_and_random_fully(),
                 affinity: plane.affinity(plan)?,
+                same_address: plane.same_address()?,
             };
             applied.changed += plane.apply(plan, settings, scope)?;
             steps.extend(plane.take_moved());

@@ -2,7 +2,8 @@
 //!
 //! nat: `NETD-SERVICES` has one rule a frontend address and ends in `NETD-NODEPORTS`. A frontend leads to
 //! `NETD-FW-*` (source ranges), then `NETD-INT-*` or `NETD-EXT-*` (verdict by source), then `NETD-SVC-*` or
-//! `NETD-SVL-*` (the choice), then `NETD-SEP-*` (the rewrite); links that say nothing are left out.
+//! `NETD-SVL-*` (the choice and the rewrite; with session affinity the rewrite is in `NETD-SEP-*`); links that say
+//! nothing are left out.
 //!
 //! filter: nat can neither reject nor drop, so what a frontend refuses is said again in `NETD-FIREWALL` and
 //! its `NETD-NODEPORTS`, which see new flows only and leave alone every flow that nat has rewritten.
@@ -12,13 +13,13 @@ mod program;
 mod skeleton;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::num::NonZeroU16;
+use std::net::SocketAddr;
 
 use ipnetwork::IpNetwork;
 use netd_dataplane::Refusal;
 use netd_model::{
     Affinity, Family, FamilyPlan, Frontend, FrontendAddress, FrontendKey, LocalPods, ObjectName,
-    PoolEndpoint, PoolId, Protocol, Verdict, VerdictBySource,
+    PoolEndpoint, PoolId, Verdict, VerdictBySource,
 };
 
 use crate::names;
@@ -36,6 +37,9 @@ pub(crate) struct Settings {
     pub(crate) random_fully: bool,
     /// Whether the kernel has `xt_recent`, which session affinity needs.
     pub(crate) affinity: bool,
+    /// Whether the kernel has `xt_bpf`, by which one rule finds the clients that were given to themselves.
+    /// Without it each endpoint has a chain that looks for its own address.
+    pub(crate) same_address: bool,
 }
 
 /// Chains with their rules.
@@ -53,7 +57,9 @@ struct Entry {
 struct Part {
     /// Its own chains.
     chains: Vec<ChainKey>,
-    /// Its frontends' rules.
+    /// Its frontends, in ascending order.
+    frontends: Vec<FrontendKey>,
+    /// The rules of those that can be rendered.
     entries: BTreeMap<FrontendKey, Entry>,
     /// Endpoints, counted once a pool.
     endpoints: usize,
@@ -69,27 +75,15 @@ pub(crate) fn compile(plan: &FamilyPlan, settings: Settings) -> (Program, Chains
     for (key, frontend) in &plan.frontends {
         services.entry(&frontend.port.service).or_default().push((key, frontend));
     }
-    let taken = taken_node_ports(plan);
     let mut program = Program::new(plan, settings);
     let mut chains = skeleton::fixed(plan, settings);
     for (service, frontends) in services {
-        let (part, own) = Compiler::new(plan, settings, &taken).service(&frontends);
+        let (part, own) = Compiler::new(plan, settings).service(&frontends);
         chains.extend(own);
         program.insert(service.clone(), part);
     }
     chains.extend(skeleton::lists(plan, program.entries()));
     (program, chains)
-}
-
-/// Ports that node port frontends use.
-type NodePorts = BTreeSet<(Protocol, NonZeroU16)>;
-
-fn taken_node_ports(plan: &FamilyPlan) -> NodePorts {
-    plan.frontends
-        .keys()
-        .filter(|key| key.address == FrontendAddress::NodePort)
-        .map(|key| (key.protocol, key.port))
-        .collect()
 }
 
 /// Renders one Service.
@@ -98,23 +92,23 @@ struct Compiler<'a> {
     settings: Settings,
     chains: Chains,
     part: Part,
-    /// An address frontend without nat rule must not fall through to one of these.
-    taken_node_ports: &'a NodePorts,
     /// Pools that have their chains.
     pools: BTreeSet<PoolId>,
+    /// Rules that come before the choice in the chains of pools: marks of sources.
+    heads: BTreeMap<String, Vec<Rule>>,
     /// Verdicts of the chains that tell sources apart.
     by_source: BTreeMap<ChainKey, &'a VerdictBySource>,
 }
 
 impl<'a> Compiler<'a> {
-    fn new(plan: &'a FamilyPlan, settings: Settings, taken_node_ports: &'a NodePorts) -> Self {
+    fn new(plan: &'a FamilyPlan, settings: Settings) -> Self {
         Self {
             plan,
             settings,
             chains: Chains::new(),
             part: Part::default(),
-            taken_node_ports,
             pools: BTreeSet::new(),
+            heads: BTreeMap::new(),
             by_source: BTreeMap::new(),
         }
     }
@@ -134,6 +128,12 @@ impl<'a> Compiler<'a> {
                 }),
             }
         }
+        for (chain, head) in std::mem::take(&mut self.heads) {
+            if let Some(lines) = self.chains.get_mut(&ChainKey::new(Table::Nat, chain)) {
+                lines.splice(..0, head.into_iter().map(Line::Rule));
+            }
+        }
+        self.part.frontends = frontends.iter().map(|(key, _)| **key).collect();
         self.part.chains = self.chains.keys().cloned().collect();
         (self.part, self.chains)
     }
@@ -168,7 +168,7 @@ impl<'a> Compiler<'a> {
 
     /// Makes the chains of a pool and returns the name of the first.
     fn pool(&mut self, owner: &ObjectName, id: &PoolId, affinity: Option<Affinity>) -> String {
-        let chain = names::pool_chain(id, affinity);
+        let chain = names::pool_chain(owner, id, affinity);
         if self.chains.contains_key(&ChainKey::new(Table::Nat, chain.as_str())) {
             return chain;
         }
@@ -177,6 +177,22 @@ impl<'a> Compiler<'a> {
             self.part.endpoints += endpoints.len();
             self.part.borrows |= id.port.service != *owner;
         }
+        let rules = if affinity.is_none() && self.settings.same_address {
+            rewrites(id, endpoints)
+        } else {
+            self.by_endpoint(id, endpoints, affinity)
+        };
+        self.put(Table::Nat, chain.clone(), rules);
+        chain
+    }
+
+    /// The choice among chains of endpoints, which this makes: where more is to be done than to rewrite.
+    fn by_endpoint(
+        &mut self,
+        id: &PoolId,
+        endpoints: &[PoolEndpoint],
+        affinity: Option<Affinity>,
+    ) -> Vec<Rule> {
         let mut rules = Vec::with_capacity(endpoints.len() * 2);
         let target = |endpoint: &PoolEndpoint| names::endpoint_chain(&id.port, *endpoint, affinity);
         if let Some(affinity) = affinity {
@@ -188,29 +204,53 @@ impl<'a> Compiler<'a> {
             }));
         }
         for (i, endpoint) in endpoints.iter().enumerate() {
-            let address = std::net::SocketAddr::new(endpoint.address, endpoint.port.get());
-            let mut rule = Rule::jump(target(endpoint)).note(&format!("{} -> {address}", id.port));
-            let left = endpoints.len() - i;
-            if left > 1 {
-                rule = rule.when(Match::Random(Chance::one_in(left)));
-            }
-            rules.push(rule);
+            let note = format!("{} -> {}", id.port, socket(endpoint));
+            rules.push(by_chance(Rule::jump(target(endpoint)).note(&note), endpoints.len() - i));
             self.endpoint(&target(endpoint), id, endpoint, affinity);
         }
-        self.put(Table::Nat, chain.clone(), rules);
-        chain
+        rules
     }
 
     fn endpoint(&mut self, chain: &str, id: &PoolId, endpoint: &PoolEndpoint, affinity: Option<Affinity>) {
         let name = id.port.to_string();
-        let hairpin = Rule::jump(names::MARK_MASQ).source_ip(endpoint.address).note(&name);
-        let to = std::net::SocketAddr::new(endpoint.address, endpoint.port.get());
-        let mut rewrite = Rule::new(Target::Dnat(to)).protocol(id.port.protocol).note(&name);
+        let mut rules = Vec::with_capacity(2);
+        if !self.settings.same_address {
+            rules.push(Rule::jump(names::MARK_MASQ).source_ip(endpoint.address).note(&name));
+        }
+        let mut rewrite = rewrite(id, endpoint).note(&name);
         if affinity.is_some() {
             rewrite = rewrite.when(Match::RecentSet { list: chain.to_owned() });
         }
-        self.put(Table::Nat, chain, vec![hairpin, rewrite]);
+        rules.push(rewrite);
+        self.put(Table::Nat, chain, rules);
     }
+}
+
+fn socket(endpoint: &PoolEndpoint) -> SocketAddr {
+    SocketAddr::new(endpoint.address, endpoint.port.get())
+}
+
+fn rewrite(id: &PoolId, endpoint: &PoolEndpoint) -> Rule {
+    Rule::new(Target::Dnat(socket(endpoint))).protocol(id.port.protocol)
+}
+
+/// Restricted to one in `left`, so that as many rules share evenly what comes to the first of them.
+fn by_chance(rule: Rule, left: usize) -> Rule {
+    if left > 1 { rule.when(Match::Random(Chance::one_in(left))) } else { rule }
+}
+
+/// The choice among endpoints, each a rule. The first one has the Service's name: a comment takes 256 bytes in the
+/// kernel and as long to write as the rest of the rule.
+fn rewrites(id: &PoolId, endpoints: &[PoolEndpoint]) -> Vec<Rule> {
+    let mut rules: Vec<_> = endpoints
+        .iter()
+        .enumerate()
+        .map(|(i, endpoint)| by_chance(rewrite(id, endpoint), endpoints.len() - i))
+        .collect();
+    if let Some(first) = rules.first_mut() {
+        *first = first.clone().note(&id.port.to_string());
+    }
+    rules
 }
 
 fn put(chains: &mut Chains, table: Table, name: impl Into<String>, rules: Vec<Rule>) {

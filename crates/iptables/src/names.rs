@@ -1,6 +1,8 @@
 //! Names of chains and comments.
 
-use netd_model::{Affinity, FrontendKey, FrontendKind, PoolEndpoint, PoolId, PoolScope, ServicePortName};
+use netd_model::{
+    Affinity, FrontendKey, FrontendKind, ObjectName, PoolEndpoint, PoolId, PoolScope, ServicePortName,
+};
 use sha2::{Digest, Sha256};
 
 /// What every chain of this backend starts with.
@@ -65,13 +67,19 @@ fn affinity_word(affinity: Option<Affinity>) -> String {
     affinity.map_or_else(String::new, |a| a.timeout.as_secs().to_string())
 }
 
-/// The chain that chooses an endpoint of a pool.
-pub(crate) fn pool_chain(pool: &PoolId, affinity: Option<Affinity>) -> String {
+/// The chain by which the Service `owner` chooses an endpoint of a pool.
+pub(crate) fn pool_chain(owner: &ObjectName, pool: &PoolId, affinity: Option<Affinity>) -> String {
     let prefix = match pool.scope {
         PoolScope::Cluster => "NETD-SVC-",
         PoolScope::Local => "NETD-SVL-",
     };
-    format!("{prefix}{}", port_hash("pool", &pool.port, &[prefix, &affinity_word(affinity)]))
+    let affinity = affinity_word(affinity);
+    let hash = if pool.port.service == *owner {
+        port_hash("pool", &pool.port, &[prefix, &affinity])
+    } else {
+        port_hash("pool", &pool.port, &[prefix, &affinity, &owner.namespace, &owner.name])
+    };
+    format!("{prefix}{hash}")
 }
 
 /// The chain that rewrites to an endpoint; shared by all pools of a Service port.
@@ -124,7 +132,7 @@ pub(crate) fn comment(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use netd_model::{ObjectName, Protocol};
+    use netd_model::Protocol;
 
     use super::*;
 
@@ -139,9 +147,10 @@ mod tests {
     #[test]
     fn chain_names_fit_the_kernel_and_are_stable() {
         let pool = PoolId { port: port("http"), scope: PoolScope::Cluster };
-        let name = pool_chain(&pool, None);
+        let name = pool_chain(&pool.port.service, &pool, None);
         assert_eq!(name.len(), 25, "{name}");
-        assert_eq!(name, pool_chain(&pool, None));
+        assert_eq!(name, pool_chain(&pool.port.service, &pool, None));
+        assert_ne!(name, pool_chain(&ObjectName::new("default", "another"), &pool, None));
         for kind in [FrontendKind::ClusterIP, FrontendKind::NodePort] {
             assert!(source_chain(&port("http"), kind, "").len() <= 28);
             assert!(refuse_chain(&port("http"), kind, "").len() <= 28);

@@ -9,8 +9,6 @@ mod batches;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
-use netd_dataplane::Delta;
-
 use crate::rule::Table;
 use crate::ruleset::{ChainKey, InstalledJump, Line, Place, Ruleset, WantedJump, is_the_jump};
 
@@ -83,33 +81,33 @@ pub(crate) fn transaction(
     batched(installed, chains, jumps, usize::MAX)
 }
 
-/// The same, with at most about `batch` new chains of nat in a commit.
+/// The same, with at most about `batch` new or unwanted chains of nat in a commit.
 pub(crate) fn batched(
     installed: &Ruleset,
     chains: &BTreeMap<ChainKey, Vec<Line>>,
     jumps: &[WantedJump],
     batch: usize,
 ) -> Transaction {
-    let delta = Delta::between(&installed.chains, chains);
+    let (set, remove) = differences(&installed.chains, chains);
     let missing: Vec<_> = jumps.iter().filter(|jump| installed.count(jump) == 0).collect();
     let surplus = surplus(installed, jumps);
-    let mut changed = missing.len() + surplus.len() + delta.remove.len();
-    changed += delta.set.values().map(|lines| lines.len().max(1)).sum::<usize>();
+    let mut changed = missing.len() + surplus.len() + remove.len();
+    changed += set.iter().map(|(_, lines)| lines.len().max(1)).sum::<usize>();
 
     let section = |table| Section {
-        write: delta
-            .set
+        write: set
             .iter()
             .filter(|(key, _)| key.table == table)
             .map(|(key, lines)| (key.name.as_str(), lines.iter().collect()))
             .collect(),
         insert: missing.iter().copied().filter(|jump| jump.table == table).collect(),
         delete: surplus.iter().copied().filter(|jump| jump.table == table).collect(),
-        remove: delta.remove.iter().filter(|key| key.table == table).map(|key| key.name.as_str()).collect(),
+        remove: remove.iter().filter(|key| key.table == table).map(|key| key.name.as_str()).collect(),
     };
     let mut nat = section(Table::Nat);
     let filter = section(Table::Filter);
     let mut text = String::new();
+    let unwanted = take_unwanted(installed, &mut nat, batch);
     let inert = render_new(installed, &mut nat, batch, &mut text);
     let exchanged = if nat.is_empty() {
         filter.render(Table::Filter, &mut text)
@@ -119,7 +117,21 @@ pub(crate) fn batched(
             + nat.render(Table::Nat, &mut text)
             + after.render(Table::Filter, &mut text)
     };
-    Transaction { text, changed, commits: inert + exchanged }
+    let gone: u32 = unwanted.into_iter().map(|section| section.render(Table::Nat, &mut text)).sum();
+    Transaction { text, changed, commits: inert + exchanged + gone }
+}
+
+/// A chain's name with its rules.
+type Named<'a> = (&'a ChainKey, &'a Vec<Line>);
+
+/// Chains that are to be written, and those that are to go; nothing is copied.
+fn differences<'a>(
+    installed: &'a BTreeMap<ChainKey, Vec<Line>>,
+    wanted: &'a BTreeMap<ChainKey, Vec<Line>>,
+) -> (Vec<Named<'a>>, Vec<&'a ChainKey>) {
+    let set = wanted.iter().filter(|(key, lines)| installed.get(*key) != Some(*lines)).collect();
+    let remove = installed.keys().filter(|key| !wanted.contains_key(*key)).collect();
+    (set, remove)
 }
 
 /// Appends the new chains, where they are many, in commits of their own; returns how many. Nothing leads to
@@ -138,6 +150,20 @@ fn render_new(installed: &Ruleset, nat: &mut Section<'_>, batch: usize, text: &m
         commits += Section { write, ..Section::default() }.render(Table::Nat, text);
     }
     commits
+}
+
+/// Takes the chains that go, where they are many, to sections of their own, which come last: once the rest is
+/// committed only they lead to one another, and each goes before those it leads to.
+fn take_unwanted<'a>(installed: &'a Ruleset, nat: &mut Section<'a>, batch: usize) -> Vec<Section<'a>> {
+    if nat.remove.len() <= batch {
+        return Vec::new();
+    }
+    let lines_of = |name: &str| installed.chains.get(&ChainKey::new(Table::Nat, name));
+    let remove = std::mem::take(&mut nat.remove);
+    let chains =
+        remove.into_iter().map(|name| (name, lines_of(name).into_iter().flatten().collect())).collect();
+    let sections = batches::batches(&chains, batch).into_iter().rev();
+    sections.map(|remove| Section { remove, ..Section::default() }).collect()
 }
 
 /// Splits what filter does into additions, which go before nat, and removals, which go after it.
@@ -284,6 +310,29 @@ mod tests {
         assert_eq!((whole.commits, whole.changed), (1, result.changed));
         let few = batched(&installed, &wanted, &[], 100);
         assert_eq!(few.text, whole.text);
+    }
+
+    #[test]
+    fn many_unwanted_chains_go_last_and_before_what_they_lead_to() {
+        let jump = |name: &str| vec![Line::Rule(Rule::jump(name.to_owned()))];
+        let mut chains = BTreeMap::from([(key(Table::Nat, "NETD-A"), jump("NETD-B0"))]);
+        for number in 0..10 {
+            let next = format!("NETD-B{}", number + 1);
+            let lines = if number < 9 { jump(&next) } else { accept() };
+            chains.insert(key(Table::Nat, &format!("NETD-B{number}")), lines);
+        }
+        let installed = Ruleset { chains, jumps: Vec::new() };
+        let wanted = BTreeMap::from([(key(Table::Nat, "NETD-A"), accept())]);
+        let result = batched(&installed, &wanted, &[], 4);
+        assert_eq!((result.commits, result.text.matches("COMMIT").count()), (4, 4), "{}", result.text);
+        assert!(result.text.starts_with("*nat\n:NETD-A - [0:0]\n-A NETD-A -j ACCEPT\nCOMMIT\n"));
+        let commits: Vec<&str> = result.text.split("COMMIT\n").collect();
+        let commit_of =
+            |number: u32| commits.iter().position(|text| text.contains(&format!("-X NETD-B{number}\n")));
+        for number in 0..9 {
+            assert!(commit_of(number).unwrap() <= commit_of(number + 1).unwrap(), "{}", result.text);
+        }
+        assert_eq!(batched(&installed, &wanted, &[], 100).commits, 1);
     }
 
     #[test]

@@ -8,12 +8,21 @@ use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU16;
 
 use ipnetwork::IpNetwork;
-use netd_model::Protocol;
+use netd_model::{Family, Protocol};
 
 pub(crate) use parse::{parse_rule, split_words};
 
 /// `xt_statistic` compares a random 31-bit number with the probability scaled by this.
 const CHANCE_ONE: u32 = 1 << 31;
+
+/// Says whether source and destination of an IPv4 packet are the same, as the classic BPF of `xt_bpf`: load the
+/// source (offset 12, RFC 791), keep it, load the destination (16), compare.
+const SAME_ADDRESS_V4: &str = "6,32 0 0 12,7 0 0 0,32 0 0 16,29 0 1 0,6 0 0 65535,6 0 0 0";
+
+/// The same for IPv6, word by word from the offsets 8 and 24 on (RFC 8200).
+const SAME_ADDRESS_V6: &str = "18,32 0 0 8,7 0 0 0,32 0 0 24,29 0 13 0,32 0 0 12,7 0 0 0,32 0 0 28,29 0 9 0,\
+                               32 0 0 16,7 0 0 0,32 0 0 32,29 0 5 0,32 0 0 20,7 0 0 0,32 0 0 36,29 0 1 0,\
+                               6 0 0 65535,6 0 0 0";
 
 /// A table of iptables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -112,6 +121,8 @@ pub(crate) enum Match {
     Random(Chance),
     /// Connection tracking state is one of these.
     State(BTreeSet<State>),
+    /// Source and destination are the same address.
+    SameAddress(Family),
     /// Packet mark under a mask equals a value, or does not.
     Mark { value: u32, mask: u32, invert: bool },
 }
@@ -165,6 +176,8 @@ pub(crate) enum Target {
 pub(crate) struct Rule {
     /// Source prefix, never /0 (which iptables does not print).
     pub(crate) source: Option<IpNetwork>,
+    /// Whether all sources match but those of the prefix.
+    pub(crate) not_source: bool,
     /// Destination prefix, never /0.
     pub(crate) destination: Option<IpNetwork>,
     /// Incoming interface; a trailing `+` makes it a prefix.
@@ -184,6 +197,7 @@ impl Rule {
     pub(crate) const fn new(target: Target) -> Self {
         Self {
             source: None,
+            not_source: false,
             destination: None,
             input: None,
             output: None,
@@ -202,6 +216,11 @@ impl Rule {
     pub(crate) fn source(mut self, prefix: IpNetwork) -> Self {
         self.source = significant(prefix);
         self
+    }
+
+    /// Restricted to sources outside of `prefix`, which is not /0.
+    pub(crate) fn not_source(self, prefix: IpNetwork) -> Self {
+        Self { not_source: true, ..self.source(prefix) }
     }
 
     /// Restricted to destinations within `prefix`.
@@ -230,6 +249,8 @@ impl Rule {
 
     /// Restricted by a match, after those there are.
     pub(crate) fn when(mut self, condition: Match) -> Self {
+        // Most rules have one or two: room for four would be most of the memory of many Services.
+        self.matches.reserve_exact(1);
         self.matches.push(condition);
         self
     }
@@ -288,6 +309,8 @@ fn write_match(f: &mut fmt::Formatter<'_>, rule: &Rule, condition: &Match) -> fm
             }
             Ok(())
         }
+        Match::SameAddress(Family::V4) => write!(f, "-m bpf --bytecode \"{SAME_ADDRESS_V4}\""),
+        Match::SameAddress(Family::V6) => write!(f, "-m bpf --bytecode \"{SAME_ADDRESS_V6}\""),
         Match::Mark { value, mask, invert } => {
             let not = if *invert { "! " } else { "" };
             write!(f, "-m mark {not}--mark {value:#x}/{mask:#x}")
@@ -318,7 +341,8 @@ impl fmt::Display for Rule {
     /// Writes the rule without `-A CHAIN`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some(source) = &self.source {
-            write!(f, "-s {source} ")?;
+            let not = if self.not_source { "! " } else { "" };
+            write!(f, "{not}-s {source} ")?;
         }
         if let Some(destination) = &self.destination {
             write!(f, "-d {destination} ")?;

@@ -13,7 +13,8 @@ use netd_model::{
 
 use crate::compile::Settings;
 
-pub(crate) const SETTINGS: Settings = Settings { mark: 0x1000, random_fully: true, affinity: true };
+pub(crate) const SETTINGS: Settings =
+    Settings { mark: 0x1000, random_fully: true, affinity: true, same_address: true };
 
 pub(crate) fn port(number: u16) -> NonZeroU16 {
     NonZeroU16::new(number).unwrap()
@@ -220,7 +221,12 @@ pub(crate) fn flows(plan: &FamilyPlan) -> Vec<Flow> {
 
 /// A ruleset as the kernel would have it.
 pub(crate) fn installed(plan: &FamilyPlan) -> crate::ruleset::Ruleset {
-    let chains = crate::compile::compile(plan, SETTINGS).1;
+    installed_with(plan, SETTINGS)
+}
+
+/// The same with other settings.
+pub(crate) fn installed_with(plan: &FamilyPlan, settings: Settings) -> crate::ruleset::Ruleset {
+    let chains = crate::compile::compile(plan, settings).1;
     let jumps = crate::ruleset::wanted_jumps().into_iter().map(Into::into).collect();
     crate::ruleset::Ruleset { chains, jumps }
 }

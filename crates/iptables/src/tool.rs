@@ -11,6 +11,7 @@ use netd_kernel::{Error as KernelError, Output};
 use netd_model::Family;
 
 use crate::detect::Implementation;
+use crate::restore::BATCH;
 use crate::ruleset::{Ruleset, parse_save};
 
 /// Where every iptables takes its lock unless told otherwise.
@@ -61,6 +62,14 @@ impl Tool {
     /// A number that every change of any rule makes grow; `None` where there is none.
     pub(crate) fn generation(&self) -> Option<u32> {
         (self.generation)()
+    }
+
+    /// How many new chains may be in a commit: a commit of the old interface writes the whole table.
+    pub(crate) const fn batch(&self) -> usize {
+        match self.variant {
+            Implementation::Nft => BATCH,
+            Implementation::Legacy => usize::MAX,
+        }
     }
 
     /// What the save program prints.

@@ -198,7 +198,7 @@ impl<'a> Walker<'a> {
 
     fn applies(&self, rule: &Rule) -> Applies {
         let flow = self.flow;
-        let outside = rule.source.is_some_and(|prefix| !prefix.contains(flow.source))
+        let outside = rule.source.is_some_and(|prefix| prefix.contains(flow.source) == rule.not_source)
             || rule.destination.is_some_and(|prefix| !prefix.contains(flow.destination))
             || rule.protocol.is_some_and(|protocol| protocol != flow.protocol)
             || rule.input.as_deref().is_some_and(|name| !self.arrives_on(name))
@@ -234,6 +234,7 @@ impl<'a> Walker<'a> {
             Match::SourceLocal => flow.origin == Origin::Host,
             Match::DestinationLocal => flow.destination_is_local,
             Match::State(states) => states.contains(&State::New),
+            Match::SameAddress(_) => flow.source == flow.destination,
             Match::Mark { invert, .. } => *invert,
             Match::RecentCheck { .. } | Match::Random(_) => return Applies::Maybe,
         };

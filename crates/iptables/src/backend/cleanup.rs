@@ -8,7 +8,7 @@ use netd_model::Family;
 use tracing::warn;
 
 use crate::detect::Implementation;
-use crate::restore::transaction;
+use crate::restore::batched;
 use crate::ruleset::Ruleset;
 use crate::tool::Tool;
 
@@ -18,7 +18,7 @@ pub(super) fn remove_all(tool: &Tool) -> Result<usize, ApplyError> {
     if found.is_empty() {
         return Ok(0);
     }
-    let change = transaction(&found, &BTreeMap::new(), &[]);
+    let change = batched(&found, &BTreeMap::new(), &[], tool.batch());
     let Err(error) = tool.restore(&change.text) else { return Ok(change.changed) };
     // All or nothing was refused: take away one by one what can be.
     warn!(variant = %tool.variant, family = %tool.family, %error, "removing rules one by one");

@@ -4,13 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 
 use netd_dataplane::ApplyError;
-use netd_model::{FamilyPlan, Scope, Verdict};
+use netd_model::{FamilyPlan, Frontend, FrontendKey, OrderedMap, Scope};
 use tracing::{debug, warn};
 
 use crate::compile::{Chains, Program, Settings, compile};
-use crate::detect::Implementation;
-use crate::restore::{BATCH, Transaction, batched, transaction};
-use crate::rule::{Match, Rule, Table, Target};
+use crate::restore::{Transaction, batched, transaction};
 use crate::ruleset::{ChainKey, InstalledJump, Line, Ruleset, parse_save, wanted_jumps};
 use crate::tool::Tool;
 
@@ -24,24 +22,19 @@ pub(super) struct Plane {
     /// Chains that this iptables prints in words this version does not know, as meant and as printed.
     pub(super) dialect: BTreeMap<ChainKey, (Vec<Line>, Vec<Line>)>,
     /// Whether the kernel has `xt_recent`; asked when first needed.
-    affinity: Option<bool>,
+    pub(super) affinity: Option<bool>,
+    /// Frontends that were found to need no affinity.
+    pub(super) without_affinity: Option<OrderedMap<FrontendKey, Frontend>>,
+    /// Whether the kernel has `xt_bpf`; asked before the first apply.
+    pub(super) same_address: Option<bool>,
     /// Whether it is known how this iptables prints what is installed.
     verified: bool,
     /// The kernel's generation at which it was known to have `installed`; nf_tables only.
     generation: Option<u32>,
     /// From and to which generation each write led, where nobody else wrote meanwhile; not told yet.
-    moved: Vec<(u32, u32)>,
+    pub(super) moved: Vec<(u32, u32)>,
     /// Fingerprint of what was printed when all was last found intact.
     intact: Option<u64>,
-}
-
-fn needs_affinity(plan: &FamilyPlan) -> bool {
-    plan.frontends.values().any(|frontend| {
-        let verdicts = &frontend.verdicts;
-        [&verdicts.pod, &verdicts.host, &verdicts.other]
-            .into_iter()
-            .any(|verdict| matches!(verdict, Verdict::Balance { affinity: Some(_), .. }))
-    })
 }
 
 impl Plane {
@@ -52,6 +45,8 @@ impl Plane {
             program: None,
             dialect: BTreeMap::new(),
             affinity: None,
+            without_affinity: None,
+            same_address: None,
             verified: false,
             generation: None,
             moved: Vec::new(),
@@ -61,7 +56,8 @@ impl Plane {
 
     /// Forgets all it knows of the kernel.
     pub(super) fn forget(&mut self) {
-        *self = Self { affinity: self.affinity, ..Self::new(self.tool.clone()) };
+        let Self { affinity, same_address, .. } = *self;
+        *self = Self { affinity, same_address, ..Self::new(self.tool.clone()) };
     }
 
     /// What was applied last; nothing before the first apply.
@@ -167,18 +163,10 @@ impl Plane {
         Ok(changed)
     }
 
-    /// How many new chains may be in a commit: a commit of the old interface writes the whole table.
-    const fn batch(&self) -> usize {
-        match self.tool.variant {
-            Implementation::Nft => BATCH,
-            Implementation::Legacy => usize::MAX,
-        }
-    }
-
     /// Makes the kernel have `chains` and no others of ours.
     fn replace(&mut self, chains: Chains) -> Result<usize, ApplyError> {
         let before = self.installed.take().unwrap_or_default();
-        let change = batched(&before, &chains, &wanted_jumps(), self.batch());
+        let change = batched(&before, &chains, &wanted_jumps(), self.tool.batch());
         if change.text.is_empty() {
             self.installed = Some(before);
             return Ok(0);
@@ -205,7 +193,7 @@ impl Plane {
             chains: part.map(|(key, lines)| (key.clone(), lines.clone())).collect(),
             jumps: Vec::new(),
         };
-        let change = batched(&part, wanted, &[], self.batch());
+        let change = batched(&part, wanted, &[], self.tool.batch());
         if !change.text.is_empty() {
             debug!(family = %self.tool.family, changed = change.changed, "restoring rules of some services");
             if let Err(error) = self.restore(&change) {
@@ -296,55 +284,6 @@ impl Plane {
         }
         self.verified = true;
         Ok(())
-    }
-
-    /// Whether the kernel can keep affinity; asked when a plan first needs it.
-    pub(super) fn affinity(&mut self, plan: &FamilyPlan) -> Result<bool, ApplyError> {
-        match self.affinity {
-            Some(known) => Ok(known),
-            None if needs_affinity(plan) => {
-                let before = self.tool.generation();
-                let has = self.has_recent()?;
-                let after = self.tool.generation();
-                // Written and removed; had there been more, others would not be ours.
-                let step = before.zip(after).filter(|(from, to)| to.wrapping_sub(*from) <= 2);
-                self.moved.extend(step);
-                step.into_iter().for_each(|step| self.follow(step));
-                self.affinity = Some(has);
-                Ok(has)
-            }
-            None => Ok(true),
-        }
-    }
-
-    /// Tries a rule with `-m recent`.
-    fn has_recent(&self) -> Result<bool, ApplyError> {
-        const PROBE: &str = "NETD-PROBE";
-        let rule = |list: &str| {
-            let check = Match::RecentCheck { list: list.to_owned(), seconds: 1 };
-            vec![Line::Rule(Rule::new(Target::Return).when(check))]
-        };
-        let chains = BTreeMap::from([(ChainKey::new(Table::Nat, PROBE), rule(PROBE))]);
-        let probe = Ruleset { chains: chains.clone(), jumps: Vec::new() };
-        let add = transaction(&Ruleset::default(), &chains, &[]);
-        match self.tool.restore(&add.text) {
-            Ok(()) => {}
-            Err(ApplyError::Refused { action, source }) => {
-                let text = source.to_string();
-                // The program lacks the extension, or the kernel does.
-                if ["`recent'", "No such file or directory", "No chain/target/match", "RULE_APPEND failed"]
-                    .iter()
-                    .any(|words| text.contains(words))
-                {
-                    warn!(family = %self.tool.family, error = text, "no xt_recent: no session affinity");
-                    return Ok(false);
-                }
-                return Err(ApplyError::Refused { action, source });
-            }
-            Err(error) => return Err(error),
-        }
-        self.tool.restore(&transaction(&probe, &BTreeMap::new(), &[]).text)?;
-        Ok(true)
     }
 }
 

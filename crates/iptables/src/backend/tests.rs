@@ -8,7 +8,7 @@ use std::time::Duration;
 use netd_kernel::Output;
 
 use super::*;
-use crate::testing::everything;
+use crate::testing::{PlanBuilder, everything};
 
 mod namespace;
 
@@ -171,7 +171,7 @@ fn an_absent_family_is_refused_by_name() {
 fn a_held_lock_is_refused_and_the_retry_succeeds() {
     let exec = Arc::new(Imitation::default());
     let mut iptables = started(&exec);
-    let plan = crate::testing::PlanBuilder::new(Family::V4).whole();
+    let plan = PlanBuilder::new(Family::V4).whole();
     exec.state.lock().unwrap().fail = Some((
         4,
         "Another app is currently holding the xtables lock. Perhaps you want to use the -w option?",
@@ -187,7 +187,8 @@ fn a_held_lock_is_refused_and_the_retry_succeeds() {
 fn a_restore_that_stopped_between_tables_is_torn_and_the_next_apply_heals() {
     let exec = Arc::new(Imitation::default());
     let mut iptables = started(&exec);
-    let plan = crate::testing::PlanBuilder::new(Family::V4).whole();
+    let plan = PlanBuilder::new(Family::V4).whole();
+    iptables.planes[0].same_address = Some(true);
     exec.state.lock().unwrap().fail_after = Some(1);
     let error = iptables.apply(&plan, &Scope::Full).unwrap_err();
     assert!(matches!(error, ApplyError::Torn { .. }), "{error}");
@@ -215,6 +216,33 @@ fn a_kernel_without_recent_costs_affinity_services_only() {
     let applied = iptables.apply(&everything(Family::V4).whole(), &Scope::Full).unwrap();
     let refused: Vec<_> = applied.refused.iter().map(|refusal| refusal.service.as_str()).collect();
     assert_eq!(refused, ["default/sticky:p"]);
+}
+
+#[test]
+fn a_kernel_without_bpf_gets_a_chain_for_each_endpoint() {
+    let exec = Arc::new(Imitation::default());
+    let mut iptables = started(&exec);
+    iptables.planes[0].affinity = Some(true);
+    exec.state.lock().unwrap().fail =
+        Some((1, "Warning: Extension bpf revision 0 not supported, missing kernel module?"));
+    let applied = iptables.apply(&everything(Family::V4).whole(), &Scope::Full).unwrap();
+    assert_eq!(applied.refused, []);
+    let state = exec.state.lock().unwrap();
+    assert!(!state.save().contains("--bytecode"));
+    let of_endpoints = state.chains.keys().filter(|(_, name)| name.starts_with("NETD-SEP-"));
+    assert_eq!(of_endpoints.count(), 9);
+}
+
+#[test]
+fn a_kernel_that_has_the_rule_of_an_earlier_run_is_not_asked_again() {
+    let exec = Arc::new(Imitation::default());
+    let plan = PlanBuilder::new(Family::V4).whole();
+    started(&exec).apply(&plan, &Scope::Full).unwrap();
+    let restores = exec.state.lock().unwrap().restores;
+    let mut again = started(&exec);
+    again.resync().unwrap();
+    assert_eq!(again.apply(&plan, &Scope::Full).unwrap().changed, 0);
+    assert_eq!(exec.state.lock().unwrap().restores, restores);
 }
 
 #[test]

@@ -8,7 +8,7 @@ use netd_model::{
 
 use super::{Compiler, Condition, Entry, destination, pod_conditions};
 use crate::names;
-use crate::rule::{RejectWith, Rule, Table, Target};
+use crate::rule::{Match, RejectWith, Rule, Table, Target};
 use crate::ruleset::ChainKey;
 
 const fn kind_note(kind: FrontendKind) -> &'static str {
@@ -75,15 +75,20 @@ impl<'a> Compiler<'a> {
     fn nat_target(&mut self, key: &FrontendKey, frontend: &'a Frontend) -> Option<Target> {
         let verdicts = &frontend.verdicts;
         if ![&verdicts.pod, &verdicts.host, &verdicts.other].into_iter().any(balances) {
-            let shadowed = matches!(key.address, FrontendAddress::Ip(_))
-                && self.taken_node_ports.contains(&(key.protocol, key.port));
+            // An address without nat rule must not fall through to a node port.
+            let node_port = FrontendKey { address: FrontendAddress::NodePort, ..*key };
+            let shadowed =
+                matches!(key.address, FrontendAddress::Ip(_)) && self.plan.frontends.contains_key(&node_port);
             return shadowed.then_some(Target::Accept);
         }
         let inner = match self.uniform(frontend) {
             Some(Verdict::Balance { pool, masquerade: Masquerade::Hairpin, affinity }) => {
                 self.pool(&frontend.port.service, pool, *affinity)
             }
-            _ => self.source_chain(key, frontend),
+            _ => match self.marked_in_pool(key, frontend) {
+                Some(chain) => chain,
+                None => self.source_chain(key, frontend),
+            },
         };
         let Some(ranges) = Self::ranges(frontend) else { return Some(Target::Jump(inner)) };
         let chain = names::ranges_chain(&frontend.port, key);
@@ -93,6 +98,39 @@ impl<'a> Compiler<'a> {
         rules.push(Rule::new(Target::Accept));
         self.put(Table::Nat, chain.clone(), rules);
         Some(Target::Jump(chain))
+    }
+
+    /// The pool's chain, where all sources of a cluster address go to one pool and one rule before the choice can
+    /// say which of them are masqueraded.
+    fn marked_in_pool(&mut self, key: &FrontendKey, frontend: &Frontend) -> Option<String> {
+        let FrontendAddress::Ip(address) = key.address else { return None };
+        let verdicts = &frontend.verdicts;
+        let Verdict::Balance { pool, masquerade: Masquerade::Always, affinity } = &verdicts.other else {
+            return None;
+        };
+        if frontend.kind != FrontendKind::ClusterIP || verdicts.host != verdicts.other {
+            return None;
+        }
+        let mark = Rule::jump(names::MARK_MASQ);
+        let mark = if self.uniform(frontend).is_some() {
+            mark
+        } else {
+            let plain =
+                Verdict::Balance { pool: pool.clone(), masquerade: Masquerade::Hairpin, affinity: *affinity };
+            let conditions = pod_conditions(self.plan);
+            // Kernels before 5.0 take `! -i` for false where there is no interface: on what the node itself sends.
+            let ([Condition::Source(pods)], true) = (conditions.as_slice(), verdicts.pod == plain) else {
+                return None;
+            };
+            if pods.prefix() == 0 {
+                return None;
+            }
+            mark.not_source(*pods)
+        };
+        let rule = mark.destination_ip(address).protocol(key.protocol).when(Match::Port(key.port));
+        let chain = self.pool(&frontend.port.service, pool, *affinity);
+        self.heads.entry(chain.clone()).or_default().push(rule);
+        Some(chain)
     }
 
     /// The chain that gives each class of sources its verdict; every packet finds an end in it.

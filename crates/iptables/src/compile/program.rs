@@ -3,9 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use netd_dataplane::Refusal;
-use netd_model::{FamilyPlan, FrontendAddress, FrontendKey, LocalPods, NodePortAddresses, ObjectName};
+use netd_model::{
+    FamilyPlan, Frontend, FrontendAddress, FrontendKey, LocalPods, NodePortAddresses, ObjectName, OrderedMap,
+};
 
-use super::{Chains, Compiler, Entry, Part, Settings, skeleton, taken_node_ports};
+use super::{Chains, Compiler, Entry, Part, Settings, skeleton};
 use crate::ruleset::ChainKey;
 
 /// A compiled plan without its chains' rules.
@@ -13,10 +15,27 @@ use crate::ruleset::ChainKey;
 pub(crate) struct Program {
     parts: BTreeMap<ObjectName, Part>,
     entries: BTreeMap<FrontendKey, Entry>,
+    /// Sums over the parts.
+    sums: Sums,
+    /// The plan's; shared with it, so that a plan whose frontends are the same is told at once.
+    frontends: OrderedMap<FrontendKey, Frontend>,
     /// What all parts depend on.
     settings: Settings,
     local_pods: LocalPods,
     node_port_addresses: NodePortAddresses,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Sums {
+    endpoints: usize,
+    refused: usize,
+    borrowing: usize,
+}
+
+impl Sums {
+    const fn of(part: &Part) -> Self {
+        Self { endpoints: part.endpoints, refused: part.refused.len(), borrowing: part.borrows as usize }
+    }
 }
 
 /// What turns a program's chains into those of a later plan.
@@ -28,6 +47,7 @@ pub(crate) struct Patch {
     pub(crate) old: BTreeSet<ChainKey>,
     parts: BTreeMap<ObjectName, Part>,
     removed: Vec<ObjectName>,
+    frontends: OrderedMap<FrontendKey, Frontend>,
 }
 
 impl Program {
@@ -35,6 +55,8 @@ impl Program {
         Self {
             parts: BTreeMap::new(),
             entries: BTreeMap::new(),
+            sums: Sums::default(),
+            frontends: plan.frontends.clone(),
             settings,
             local_pods: plan.local_pods.clone(),
             node_port_addresses: plan.node_port_addresses.clone(),
@@ -46,13 +68,22 @@ impl Program {
     }
 
     pub(super) fn insert(&mut self, service: ObjectName, part: Part) {
+        let Sums { endpoints, refused, borrowing } = Sums::of(&part);
+        self.sums.endpoints += endpoints;
+        self.sums.refused += refused;
+        self.sums.borrowing += borrowing;
         self.entries.extend(part.entries.iter().map(|(key, entry)| (*key, entry.clone())));
         self.parts.insert(service, part);
     }
 
     fn remove(&mut self, service: &ObjectName) {
-        for key in self.parts.remove(service).into_iter().flat_map(|part| part.entries.into_keys()) {
-            self.entries.remove(&key);
+        let Some(part) = self.parts.remove(service) else { return };
+        let Sums { endpoints, refused, borrowing } = Sums::of(&part);
+        self.sums.endpoints -= endpoints;
+        self.sums.refused -= refused;
+        self.sums.borrowing -= borrowing;
+        for key in part.entries.keys() {
+            self.entries.remove(key);
         }
     }
 
@@ -62,19 +93,20 @@ impl Program {
     }
 
     /// Endpoints programmed, counted once a pool.
-    pub(crate) fn endpoints(&self) -> usize {
-        self.parts.values().map(|part| part.endpoints).sum()
+    pub(crate) const fn endpoints(&self) -> usize {
+        self.sums.endpoints
     }
 
     /// What cannot be rendered.
     pub(crate) fn refused(&self) -> impl Iterator<Item = &Refusal> {
-        self.parts.values().flat_map(|part| &part.refused)
+        let parts = (self.sums.refused > 0).then_some(&self.parts);
+        parts.into_iter().flat_map(BTreeMap::values).flat_map(|part| &part.refused)
     }
 
     /// Compiles those Services only. `None` when more than them may differ, so that all must be compiled.
     ///
-    /// O(n) comparisons in frontends, the rest in the Services and, where their frontends change, in the
-    /// rules that list all frontends.
+    /// The work is that of the Services where only pools changed; where any frontend did, O(n) in frontends and in
+    /// the rules that list them.
     pub(crate) fn patch(
         &self,
         plan: &FamilyPlan,
@@ -84,24 +116,19 @@ impl Program {
         let is_same_ground = self.settings == settings
             && self.local_pods == plan.local_pods
             && self.node_port_addresses == plan.node_port_addresses;
-        if !is_same_ground || self.parts.values().any(|part| part.borrows) {
+        if !is_same_ground || self.sums.borrowing > 0 {
             return None;
         }
-        let mut affected: BTreeMap<&ObjectName, Vec<_>> = BTreeMap::new();
-        for (key, frontend) in &plan.frontends {
-            if services.contains(&frontend.port.service) {
-                affected.entry(&frontend.port.service).or_default().push((key, frontend));
-            }
-        }
-        let taken = taken_node_ports(plan);
+        let affected = self.affected(plan, services);
         let mut patch = Patch {
             wanted: Chains::new(),
             old: BTreeSet::new(),
             parts: BTreeMap::new(),
             removed: services.iter().filter(|name| !affected.contains_key(name)).cloned().collect(),
+            frontends: plan.frontends.clone(),
         };
         for (service, frontends) in affected {
-            let (part, chains) = Compiler::new(plan, settings, &taken).service(&frontends);
+            let (part, chains) = Compiler::new(plan, settings).service(&frontends);
             if part.borrows {
                 return None;
             }
@@ -111,6 +138,29 @@ impl Program {
         let old: Vec<&Part> = services.iter().filter_map(|name| self.parts.get(name)).collect();
         patch.old.extend(old.iter().flat_map(|part| part.chains.iter().cloned()));
         self.patch_lists(plan, &old, patch)
+    }
+
+    /// The frontends of those Services.
+    fn affected<'p>(
+        &'p self,
+        plan: &'p FamilyPlan,
+        services: &BTreeSet<ObjectName>,
+    ) -> BTreeMap<&'p ObjectName, Vec<(&'p FrontendKey, &'p Frontend)>> {
+        let mut affected: BTreeMap<_, Vec<_>> = BTreeMap::new();
+        let mut add = |key: &'p FrontendKey, frontend: &'p Frontend| {
+            affected.entry(&frontend.port.service).or_default().push((key, frontend));
+        };
+        if plan.frontends.is_same(&self.frontends) {
+            let parts = services.iter().filter_map(|name| self.parts.get(name));
+            for key in parts.flat_map(|part| &part.frontends) {
+                plan.frontends.get(key).into_iter().for_each(|frontend| add(key, frontend));
+            }
+        } else {
+            let found =
+                plan.frontends.iter().filter(|(_, frontend)| services.contains(&frontend.port.service));
+            found.for_each(|(key, frontend)| add(key, frontend));
+        }
+        affected
     }
 
     /// Adds the chains that list frontends, where they change.
@@ -142,6 +192,7 @@ impl Program {
 
     /// Takes a patch over once the kernel has it.
     pub(crate) fn adopt(&mut self, patch: Patch) {
+        self.frontends = patch.frontends;
         for service in patch.removed.iter().chain(patch.parts.keys()) {
             self.remove(service);
         }

@@ -42,7 +42,7 @@ pub(super) fn lists(plan: &FamilyPlan, entries: &BTreeMap<FrontendKey, Entry>) -
 /// The chains that no Service changes.
 pub(super) fn fixed(plan: &FamilyPlan, settings: Settings) -> Chains {
     let mut chains = Chains::new();
-    masquerade(&mut chains, settings);
+    masquerade(&mut chains, plan.family, settings);
     forward(&mut chains, plan, settings);
     chains
 }
@@ -62,16 +62,36 @@ fn to_node_ports(plan: &FamilyPlan) -> Vec<Rule> {
     }
 }
 
-fn not_on_loopback(family: Family) -> Vec<Rule> {
-    let loopback = match family {
+fn loopback(family: Family) -> Option<IpNetwork> {
+    let prefix = match family {
         Family::V4 => Ipv4Network::new(Ipv4Addr::new(127, 0, 0, 0), 8).map(IpNetwork::V4),
         Family::V6 => Ipv6Network::new(Ipv6Addr::LOCALHOST, 128).map(IpNetwork::V6),
     };
-    let rule = |prefix| Rule::new(Target::Return).destination(prefix).note("netd: no node ports on loopback");
-    loopback.into_iter().map(rule).collect()
+    prefix.ok()
 }
 
-fn masquerade(chains: &mut Chains, settings: Settings) {
+fn not_on_loopback(family: Family) -> Vec<Rule> {
+    let rule = |prefix| Rule::new(Target::Return).destination(prefix).note("netd: no node ports on loopback");
+    loopback(family).into_iter().map(rule).collect()
+}
+
+/// Restricted to balanced flows of clients that were given to themselves.
+fn to_itself(rule: Rule, family: Family) -> Rule {
+    rule.when(Match::State(BTreeSet::from([State::Dnat])))
+        .when(Match::SameAddress(family))
+        .note("netd: a client that is its own endpoint")
+}
+
+/// Masquerades clients that were given to themselves, or they would get answers from nobody they know. No
+/// endpoint is on a loopback address: what others redirect there stays as it is. Marked packets go the other way.
+fn hairpin(family: Family, settings: Settings) -> Option<Rule> {
+    let loopback = loopback(family).filter(|_| settings.same_address)?;
+    let unmarked = Match::Mark { value: settings.mark, mask: settings.mark, invert: true };
+    let rule = Rule::new(Target::Masquerade { fully_random: settings.random_fully });
+    Some(to_itself(rule.not_source(loopback).when(unmarked), family))
+}
+
+fn masquerade(chains: &mut Chains, family: Family, settings: Settings) {
     let mark = settings.mark;
     let set = Rule::new(Target::SetMark { value: mark, mask: mark });
     put(chains, Table::Nat, names::MARK_MASQ, vec![set]);
@@ -79,17 +99,21 @@ fn masquerade(chains: &mut Chains, settings: Settings) {
     // Cleared, so that the packet is not masqueraded again should it pass once more, as kube-proxy does.
     let clear = Rule::new(Target::SetMark { value: mark, mask: 0 });
     let rewrite = Rule::new(Target::Masquerade { fully_random: settings.random_fully });
-    put(chains, Table::Nat, names::POSTROUTING, vec![others, clear, rewrite]);
+    let rules = hairpin(family, settings).into_iter().chain([others, clear, rewrite]).collect();
+    put(chains, Table::Nat, names::POSTROUTING, rules);
 }
 
 fn forward(chains: &mut Chains, plan: &FamilyPlan, settings: Settings) {
     let mark = settings.mark;
     let marked = Match::Mark { value: mark, mask: mark, invert: false };
     let known = Match::State(BTreeSet::from([State::Related, State::Established]));
-    let rules = vec![
+    let mut rules = vec![
         Rule::new(Target::Accept).note("netd: masqueraded service traffic").when(marked),
         Rule::new(Target::Accept).note("netd: replies and open connections").when(known),
     ];
+    if settings.same_address {
+        rules.push(to_itself(Rule::new(Target::Accept), plan.family));
+    }
     put(chains, Table::Filter, names::FORWARD, rules);
 
     let mut rules = Vec::new();

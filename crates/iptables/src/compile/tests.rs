@@ -1,4 +1,4 @@
-use netd_model::{FrontendKind, Masquerade, NodePortAddresses, PoolScope};
+use netd_model::{FrontendKind, Masquerade, NodePortAddresses, PoolScope, Protocol};
 
 use super::*;
 use crate::testing::*;
@@ -15,6 +15,45 @@ fn every_feature_v4() {
 #[test]
 fn every_feature_v6() {
     insta::assert_snapshot!(golden(&everything(Family::V6).build()));
+}
+
+#[test]
+fn every_feature_without_bpf() {
+    let settings = Settings { same_address: false, ..SETTINGS };
+    insta::assert_snapshot!(text(&compile(&everything(Family::V4).build(), settings).1));
+}
+
+#[test]
+fn a_service_costs_a_chain_and_a_rule_an_endpoint_and_two() {
+    let pool = pool_id("web", Protocol::Tcp, PoolScope::Cluster);
+    let verdicts = VerdictBySource {
+        pod: balance(pool.clone(), Masquerade::Hairpin),
+        ..VerdictBySource::same(balance(pool.clone(), Masquerade::Always))
+    };
+    let plan = PlanBuilder::new(Family::V4);
+    let count = |chains: &Chains| (chains.values().map(Vec::len).sum::<usize>(), chains.len());
+    let (rules, number) = count(&compile(&plan.build(), SETTINGS).1);
+    let plan = PlanBuilder::new(Family::V4).pool(pool, &["172.16.1.2", "172.16.1.3", "172.16.2.4"]).frontend(
+        at("10.96.0.10", Protocol::Tcp, 80),
+        frontend(name("web", Protocol::Tcp), FrontendKind::ClusterIP, verdicts),
+    );
+    assert_eq!(count(&compile(&plan.build(), SETTINGS).1), (rules + 3 + 2, number + 1));
+}
+
+#[test]
+fn a_borrowed_pool_does_not_mark_as_its_owner_does() {
+    let pool = pool_id("web", Protocol::Tcp, PoolScope::Cluster);
+    let marked = VerdictBySource::same(balance(pool.clone(), Masquerade::Always));
+    let plain = VerdictBySource::same(balance(pool.clone(), Masquerade::Hairpin));
+    let cluster =
+        |service: &str, verdicts| frontend(name(service, Protocol::Tcp), FrontendKind::ClusterIP, verdicts);
+    let plan = PlanBuilder::new(Family::V4)
+        .pool(pool, &["172.16.1.2"])
+        .frontend(at("10.96.0.10", Protocol::Tcp, 80), cluster("web", marked))
+        .frontend(at("10.96.0.11", Protocol::Tcp, 80), cluster("borrower", plain));
+    let text = golden(&plan.build());
+    assert_eq!(text.matches("nat NETD-SVC-").count(), 2, "{text}");
+    assert_eq!(text.matches("-j NETD-MARK-MASQ").count(), 1, "{text}");
 }
 
 #[test]
@@ -118,6 +157,7 @@ fn hostile_names_stay_inside_their_comment() {
     for line in chains.values().flatten() {
         let text = line.to_string();
         assert!(!text.contains('\n') && !text.contains('\\') && !text.contains('\0'), "{text}");
-        assert!(matches!(text.matches('"').count(), 0 | 2), "{text}");
+        let quotes = text.matches('"').count();
+        assert!(matches!(quotes, 0 | 2) || text.contains("own endpoint\""), "{text}");
     }
 }

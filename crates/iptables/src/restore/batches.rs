@@ -11,8 +11,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::rule::Target;
 use crate::ruleset::Line;
 
-/// Chains in a commit. Measured with 2000 Services of 10 endpoints (22,000 chains): 2.2 s of processor time with
-/// 200, 12 s with 1000, 8 s in one.
+/// Chains in a commit. Measured with 5000 Services of 10 endpoints (5000 chains): 1.3 s of processor time with 100,
+/// 1.4 s with 200, 1.7 s with 1000; with 22,000 chains of fewer rules 2.2 s with 200, 12 s with 1000.
 pub(crate) const BATCH: usize = 200;
 
 /// Groups the chains so that each leads only to chains of its own group, of groups before it, or to others.

@@ -6,9 +6,9 @@ use std::net::{IpAddr, SocketAddr};
 use std::slice::Iter;
 
 use ipnetwork::IpNetwork;
-use netd_model::Protocol;
+use netd_model::{Family, Protocol};
 
-use super::{Chance, Match, RejectWith, Rule, State, Target, significant};
+use super::{Chance, Match, RejectWith, Rule, SAME_ADDRESS_V4, SAME_ADDRESS_V6, State, Target, significant};
 
 type Words<'a> = Peekable<Iter<'a, String>>;
 
@@ -46,6 +46,11 @@ pub(crate) fn parse_rule(words: &[String]) -> Option<Rule> {
     while let Some(word) = words.next() {
         match word.as_str() {
             "-s" => rule.source = significant(prefix(words.next()?)?),
+            "!" => {
+                take(&mut words, "-s")?;
+                rule.source = Some(significant(prefix(words.next()?)?)?);
+                rule.not_source = true;
+            }
             "-d" => rule.destination = significant(prefix(words.next()?)?),
             "-i" => rule.input = Some(words.next()?.clone()),
             "-o" => rule.output = Some(words.next()?.clone()),
@@ -112,6 +117,14 @@ fn parse_match(rule: &Rule, words: &mut Words<'_>) -> Option<Option<Match>> {
             Match::Random(Chance::parse(words.next()?)?)
         }
         "conntrack" | "state" => parse_state(words)?,
+        "bpf" => {
+            take(words, "--bytecode")?;
+            match words.next()?.as_str() {
+                SAME_ADDRESS_V4 => Match::SameAddress(Family::V4),
+                SAME_ADDRESS_V6 => Match::SameAddress(Family::V6),
+                _ => return None,
+            }
+        }
         "mark" => {
             let invert = take(words, "!").is_some();
             take(words, "--mark")?;

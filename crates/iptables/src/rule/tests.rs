@@ -24,6 +24,9 @@ fn every_kind_of_rule_is_read_back_as_it_was_rendered() {
         Rule::new(Target::Dnat("[2001:db8::1]:8080".parse().unwrap())).protocol(Protocol::Udp),
         Rule::new(Target::Return).when(Match::Mark { value: 0x1000, mask: 0x1000, invert: true }),
         Rule::new(Target::SetMark { value: 0x1000, mask: 0 }),
+        Rule::jump("X").not_source("172.16.0.0/16".parse().unwrap()).protocol(Protocol::Tcp),
+        Rule::new(Target::Accept).when(Match::SameAddress(Family::V4)),
+        Rule::new(Target::Accept).when(Match::SameAddress(Family::V6)),
         Rule::new(Target::Masquerade { fully_random: true }),
         Rule::new(Target::Goto("NETD-REF-X".into())).source("10.1.0.0/16".parse().unwrap()),
         Rule::new(Target::Accept).when(Match::State(states)),
@@ -74,7 +77,10 @@ fn what_the_tools_print_differently_means_the_same() {
 #[test]
 fn what_we_never_render_is_not_understood() {
     for text in [
-        "! -s 10.0.0.1/32 -j ACCEPT",
+        "! -d 10.0.0.1/32 -j ACCEPT",
+        "! -s 0.0.0.0/0 -j ACCEPT",
+        "-m bpf --bytecode \"1,6 0 0 65535\" -j ACCEPT",
+        "-m bpf --object-pinned /x -j ACCEPT",
         "-m limit --limit 3/sec -j ACCEPT",
         "-p icmp -j ACCEPT",
         "-j LOG --log-prefix x",

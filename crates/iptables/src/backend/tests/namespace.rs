@@ -16,6 +16,8 @@ use super::*;
 use crate::config::Variant;
 use crate::testing::*;
 
+mod hairpin;
+
 static NEXT: AtomicUsize = AtomicUsize::new(0);
 
 /// A namespace that goes with the test.
@@ -143,7 +145,7 @@ fn a_changed_endpoint_writes_its_own_chains_only() {
             let id = pool_id("web", Protocol::Tcp, PoolScope::Cluster);
             plan.v4.pools.get_mut(&id).unwrap().endpoints.pop();
             let applied = iptables.apply(&plan, &Scope::Full).unwrap();
-            // Two rules of the choice are written, one endpoint's chain goes.
+            // The rule that marks by source and two of the choice.
             assert_eq!(applied.changed, 3);
             assert!(iptables.intact().unwrap());
             let flow = &flows(&plan.v4)[0];
