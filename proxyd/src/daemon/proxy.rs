@@ -20,7 +20,7 @@ use tracing::{debug, info, warn};
 
 use super::Surroundings;
 use super::board::Part;
-use super::flows::{self, Destinations};
+use super::flows::Flows;
 use super::health_checks::{self, Checks};
 use super::planes::{Plane, Planes};
 use crate::config::Config;
@@ -45,8 +45,8 @@ pub(super) struct Proxy {
     next_look: Instant,
     /// Dataplanes of other modes were cleaned up.
     swept: bool,
-    /// What the flows were last looked through for; `None` before the first time and after a failure.
-    flows: Option<Destinations>,
+    /// What the flows were last looked through for.
+    flows: Flows,
     /// The health checks of the newest snapshot, and where they are told once it is in the kernel.
     checks: Checks,
     told: watch::Sender<health_checks::Wanted>,
@@ -83,7 +83,7 @@ impl Proxy {
             backoff: MIN_BACKOFF,
             next_look: SystemClock.now(),
             swept: false,
-            flows: None,
+            flows: Flows::default(),
             checks: Checks::default(),
             told,
         })
@@ -126,7 +126,9 @@ impl Proxy {
         // Seen, even if nobody asks before it goes.
         self.around.health.is_eligible(Some(&update.snapshot));
         self.checks.update(&update.snapshot, &self.around.node, &update.dirty);
+        self.flows.before(&self.planner, &update.dirty);
         let (plan, scope) = self.planner.update(&update.snapshot, &view, &update.dirty);
+        self.flows.after(&self.planner, &scope);
         for plane in self.planes.iter_mut() {
             plane.widen(&scope);
         }
@@ -214,17 +216,16 @@ impl Proxy {
         }
     }
 
-    /// After the rules, or a datagram in between would make the flow anew.
+    /// After the rules, or a packet in between would make the flow anew.
     fn forget_stale_flows(&mut self, plan: &ServicePlan) {
-        let now = Destinations::of(plan);
-        match flows::forget_stale(self.flows.as_ref(), &now) {
-            Ok(forgotten) => {
-                debug!(forgotten, "looked through the flows");
-                self.flows = Some(now);
+        match self.flows.forget_stale(plan) {
+            Ok(looked) => {
+                for family in looked {
+                    debug!(family = %family.family, forgotten = family.forgotten, elapsed_ms = family.took.as_millis(), "looked through the flows");
+                }
             }
+            // Looked through again after the next apply.
             Err(error) => {
-                // Looked through in full after the next apply.
-                self.flows = None;
                 warn!(error = %chain(&error), "flows to endpoints that left may go on until they time out");
             }
         }

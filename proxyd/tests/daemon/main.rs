@@ -6,6 +6,8 @@ mod demo;
 #[cfg(test)]
 mod fabric;
 #[cfg(test)]
+mod flows;
+#[cfg(test)]
 mod health;
 #[cfg(test)]
 mod ipam;
