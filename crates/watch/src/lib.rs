@@ -27,4 +27,4 @@ mod wire;
 pub use error::Error;
 pub use source::{ApiConfig, ManifestsConfig, Options, Source, run};
 pub use status::{KindStatus, SourceStatus};
-pub use update::{Publisher, Subscriber, Update, channel};
+pub use update::{Arrivals, MAX_TRIGGERED, Publisher, Subscriber, Update, channel};

@@ -216,8 +216,11 @@ fn look(now: &FamilyPlan, wanted: &Wanted) -> netd_kernel::Result<Looked> {
     };
     let mut conntrack = Conntrack::open()?;
     let is_stale = |flow: &TrackedFlow| wanted.is_stale(now, flow);
-    let stale =
-        if wanted.udp { conntrack.flows(family, is_stale)? } else { conntrack.unanswered(family, is_stale)? };
+    let stale = if wanted.udp {
+        conntrack.flows(family, is_stale)?
+    } else {
+        conntrack.unanswered(family, is_stale)?
+    };
     let mut forgotten = 0;
     for flow in stale {
         forgotten += usize::from(conntrack.forget(&flow)?);

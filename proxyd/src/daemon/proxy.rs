@@ -7,13 +7,13 @@ use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Result;
 use netd_admin::{DataplaneState, Refusal};
-use netd_dataplane::{Applied, ApplyError};
+use netd_dataplane::{Applied, ApplyError, FamilySync};
 use netd_kernel::clock::{Clock, SystemClock};
 use netd_model::{
-    FrontendAddress, FrontendKey, LocalPods, NodePortAddresses, NodeView, Planner, Protocol, Scope,
+    Family, FrontendAddress, FrontendKey, LocalPods, NodePortAddresses, NodeView, Planner, Protocol, Scope,
     ServicePlan, Snapshot,
 };
-use netd_watch::{Subscriber, Update};
+use netd_watch::{Arrivals, Subscriber, Update};
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
 use tracing::{debug, info, warn};
@@ -50,6 +50,10 @@ pub(super) struct Proxy {
     /// The health checks of the newest snapshot, and where they are told once it is in the kernel.
     checks: Checks,
     told: watch::Sender<health_checks::Wanted>,
+    /// What has arrived since the last successful apply.
+    arrivals: Arrivals,
+    /// The families that the main dataplane programs; all of them until it has.
+    families: Vec<Family>,
 }
 
 struct Wanted {
@@ -86,6 +90,8 @@ impl Proxy {
             flows: Flows::default(),
             checks: Checks::default(),
             told,
+            arrivals: Arrivals::default(),
+            families: Family::ALL.to_vec(),
         })
     }
 
@@ -123,6 +129,9 @@ impl Proxy {
     fn take(&mut self, update: Update) {
         let view = node_view(&self.around.config, &self.around.node, &update.snapshot);
         self.around.health.queued();
+        self.around.metrics.queued(&self.families);
+        self.around.metrics.arrived(&update.arrivals);
+        self.arrivals.add(&update.arrivals);
         // Seen, even if nobody asks before it goes.
         self.around.health.is_eligible(Some(&update.snapshot));
         self.checks.update(&update.snapshot, &self.around.node, &update.dirty);
@@ -175,6 +184,7 @@ impl Proxy {
                     plane.torn = true;
                     wanted.applied = false;
                     self.around.health.queued();
+                    self.around.metrics.queued(&self.families);
                     wanted.changed_at = None;
                 }
                 Err(error) => {
@@ -188,8 +198,22 @@ impl Proxy {
         let Some(wanted) = self.wanted.as_mut().filter(|wanted| !wanted.applied) else { return };
         let start = self.clock.now();
         let mut results = Vec::new();
-        for plane in self.planes.iter_mut() {
-            match plane.apply(&wanted.plan) {
+        for (nth, plane) in self.planes.iter_mut().enumerate() {
+            let full = plane.torn || plane.scope == Scope::Full;
+            let began = self.clock.now();
+            let result = plane.apply(&wanted.plan);
+            let took = self.clock.now().duration_since(began);
+            let syncs = plane.dataplane.take_syncs();
+            match (nth, &result) {
+                (0, Ok(_)) if syncs.is_empty() => self.around.metrics.synced(&at_once(took, full)),
+                (0, Ok(_)) => {
+                    self.families = syncs.iter().map(|sync| sync.family).collect();
+                    self.around.metrics.synced_only(&syncs);
+                }
+                (_, Ok(_)) => self.around.metrics.beside(&syncs),
+                (_, Err(_)) => self.around.metrics.synced(&syncs),
+            }
+            match result {
                 Ok(applied) => results.push(applied),
                 Err(error) => {
                     let message = format!("{}: {}", plane.dataplane.name(), chain(&error));
@@ -209,7 +233,8 @@ impl Proxy {
         let plan = Arc::clone(&wanted.plan);
         let took = self.clock.now().duration_since(start);
         self.forget_stale_flows(&plan);
-        self.report(took, &results);
+        let arrivals = std::mem::take(&mut self.arrivals);
+        self.report(took, &results, &arrivals);
         if !self.swept {
             self.swept = true;
             self.planes.sweep_others(&self.around.config);
@@ -220,6 +245,7 @@ impl Proxy {
     fn forget_stale_flows(&mut self, plan: &ServicePlan) {
         match self.flows.forget_stale(plan) {
             Ok(looked) => {
+                self.around.metrics.looked(&looked);
                 for family in looked {
                     debug!(family = %family.family, forgotten = family.forgotten, elapsed_ms = family.took.as_millis(), "looked through the flows");
                 }
@@ -231,7 +257,7 @@ impl Proxy {
         }
     }
 
-    fn report(&self, took: Duration, results: &[Applied]) {
+    fn report(&self, took: Duration, results: &[Applied], arrivals: &Arrivals) {
         let Some(wanted) = &self.wanted else { return };
         let Some(first) = results.first() else { return };
         let changed: usize = results.iter().map(|applied| applied.changed).sum();
@@ -266,11 +292,16 @@ impl Proxy {
             );
         }
         let message = format!("{} frontends in {}", state.frontends, self.planes.name());
-        self.around.metrics.applied(took, wanted.changed_at);
+        self.around.metrics.applied(&self.families, wanted.changed_at, &arrivals.triggered);
         self.around.board.set_plan(Arc::clone(&wanted.snapshot), Arc::clone(&wanted.plan));
         self.around.board.set_dataplane(state);
         self.around.board.set(Part::Proxy, true, message);
     }
+}
+
+/// What a dataplane did that does its families together.
+fn at_once(took: Duration, full: bool) -> [FamilySync; 2] {
+    Family::ALL.map(|family| FamilySync { family, took, full, failed: false, rules: Vec::new() })
 }
 
 fn refusal_state(refusal: &netd_dataplane::Refusal) -> Refusal {

@@ -62,7 +62,8 @@ fn only_flows_of_a_frontend_to_none_of_its_endpoints_are_stale() {
                 Transport::Tcp => destination.replace("0.20:", "0.21:"),
                 Transport::Udp | Transport::Sctp => destination.to_owned(),
             };
-            let answers = answers.replace("0.20:", if transport == Transport::Tcp { "0.21:" } else { "0.20:" });
+            let answers =
+                answers.replace("0.20:", if transport == Transport::Tcp { "0.21:" } else { "0.20:" });
             let flow = flow(transport, &destination, &answers);
             assert_eq!(Wanted::default().is_stale(&now.v4, &flow), stale, "{flow:?}");
         }
@@ -109,7 +110,11 @@ fn flows_are_looked_through_only_when_one_can_be_stale() {
     assert_eq!(asked(&one, &two), (false, false), "an endpoint came");
     assert_eq!(asked(&none, &one), (false, false), "the first one came");
     assert_eq!(asked(&one, &one), (false, false));
-    assert_eq!(asked(&none, &nothing), (false, true), "a TCP Service with an endpoint went; one for UDP had none");
+    assert_eq!(
+        asked(&none, &nothing),
+        (false, true),
+        "a TCP Service with an endpoint went; one for UDP had none"
+    );
     let first = Flows::default().wanted(Family::V4, &one);
     assert!(first.udp && first.unanswered, "after a start everything is looked at");
     assert_eq!(Flows::default().wanted(Family::V6, &one), Wanted::default(), "no frontend, no flow");
