@@ -10,8 +10,8 @@ use netd_admin::{DataplaneState, Refusal};
 use netd_dataplane::{Applied, ApplyError, FamilySync};
 use netd_kernel::clock::{Clock, SystemClock};
 use netd_model::{
-    Family, FrontendAddress, FrontendKey, LocalPods, NodePortAddresses, NodeView, Planner, Protocol, Scope,
-    ServicePlan, Snapshot,
+    Family, FrontendAddress, FrontendKey, LocalPods, Node, NodePortAddresses, NodeView, Planner, Protocol,
+    Scope, ServicePlan, Snapshot,
 };
 use netd_watch::{Arrivals, Subscriber, Update};
 use tokio::runtime::Runtime;
@@ -23,7 +23,7 @@ use super::board::Part;
 use super::flows::Flows;
 use super::health_checks::{self, Checks};
 use super::planes::{Plane, Planes};
-use crate::config::Config;
+use crate::config::{Config, LocalPodsChoice};
 
 /// First wait after a failed apply; doubles up to [`MAX_BACKOFF`].
 const MIN_BACKOFF: Duration = Duration::from_millis(100);
@@ -356,7 +356,7 @@ pub(super) fn node_view(config: &Config, node: &Arc<str>, snapshot: &Snapshot) -
     NodeView {
         name: Arc::clone(node),
         zone: own.and_then(|own| own.zone.clone()),
-        local_pods: LocalPods::Prefixes(config.cluster_cidrs.clone()),
+        local_pods: local_pods(config, own),
         node_port_addresses: if addresses.is_empty() {
             NodePortAddresses::AllLocal
         } else {
@@ -365,6 +365,22 @@ pub(super) fn node_view(config: &Config, node: &Arc<str>, snapshot: &Snapshot) -
         masquerade_all: config.proxy.masquerade_all,
         allowed_external_ips: config.proxy.allowed_external_ips.clone(),
         answered_here: answered_here(config),
+    }
+}
+
+/// Which sources count as pods.
+fn local_pods(config: &Config, own: Option<&Arc<Node>>) -> LocalPods {
+    match &config.proxy.local_pods {
+        LocalPodsChoice::ClusterCidrs => LocalPods::Prefixes(config.cluster_cidrs.clone()),
+        LocalPodsChoice::NodeCidrs => {
+            let told = own.map(|own| own.pod_cidrs.clone()).filter(|told| !told.is_empty());
+            let prefixes = told.unwrap_or_else(|| config.cni.pod_cidrs.clone());
+            // As long as nobody has given the node a range, nothing is from elsewhere either.
+            if prefixes.is_empty() { LocalPods::None } else { LocalPods::Prefixes(prefixes) }
+        }
+        LocalPodsChoice::BridgeInterface(name) => LocalPods::BridgeInterface(name.clone()),
+        LocalPodsChoice::InterfaceNamePrefix(prefix) => LocalPods::InterfaceNamePrefix(prefix.clone()),
+        LocalPodsChoice::None => LocalPods::None,
     }
 }
 

@@ -12,6 +12,8 @@ mod health;
 #[cfg(test)]
 mod ipam;
 #[cfg(test)]
+mod kubeproxy;
+#[cfg(test)]
 mod metrics;
 #[cfg(test)]
 mod node;
