@@ -108,7 +108,12 @@ impl Conntrack {
         const CTA_STATUS_MASK: u16 = 26;
         let mask = DefaultNla::new(CTA_STATUS_MASK, Status::SeenReply.bits().to_be_bytes().to_vec());
         let filter = vec![ConntrackAttribute::CtaStatus(Status::empty()), ConntrackAttribute::Other(mask)];
-        self.dump(family, filter, |flow| !flow.answered && keep(flow))
+        let keep = |flow: &TrackedFlow| !flow.answered && keep(flow);
+        match self.dump(family, filter, &keep) {
+            // A kernel that knows the one attribute and not the other.
+            Err(Error::Netlink { errno: libc::EINVAL, .. }) => self.dump(family, Vec::new(), keep),
+            result => result,
+        }
     }
 
     fn dump(
