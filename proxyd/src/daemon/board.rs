@@ -133,6 +133,11 @@ impl Board {
         self.inner().health_checks = notices;
     }
 
+    /// What keeps health checks of Services from being answered.
+    pub(crate) fn health_checks(&self) -> Vec<Notice> {
+        self.inner().health_checks.clone()
+    }
+
     /// Notes the routes to other nodes.
     pub(crate) fn set_nodes(&self, nodes: Vec<NodeRouteState>) {
         self.inner().nodes = nodes;

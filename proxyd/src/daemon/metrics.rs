@@ -138,6 +138,11 @@ impl Metrics {
         self.repairs.get_or_create(&vec![("what", what.to_owned())]).inc();
     }
 
+    /// How often rules were put back.
+    pub(crate) fn rules_repaired(&self) -> u64 {
+        self.repairs.get(&vec![("what", "rules".to_owned())]).map_or(0, |count| count.get())
+    }
+
     /// Notes an answer of `healthz` or `livez`.
     pub(crate) fn health_asked(&self, what: &str, status: axum::http::StatusCode) {
         let answers = if what == "healthz" { &self.healthz } else { &self.livez };
