@@ -14,7 +14,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::config::{ConfigError, DataplaneChoice, Overrides};
+use crate::config::{ConfigError, DataplaneChoice, Flags, Overrides};
 use crate::demo;
 use crate::logging::LogFormat;
 
@@ -80,6 +80,8 @@ pub(crate) struct RunArgs {
     /// Take objects from a directory of manifests, in place of the file's source.
     #[arg(long, value_name = "DIR")]
     manifests: Option<PathBuf>,
+    #[command(flatten)]
+    kube_proxy: KubeProxyArgs,
     /// What is logged: error, warn, info, debug, trace, or a filter such as netd_dns=debug,info.
     #[arg(long, default_value = "info", value_name = "FILTER")]
     log: String,
@@ -90,7 +92,53 @@ pub(crate) struct RunArgs {
 
 impl RunArgs {
     fn overrides(&self) -> Overrides {
-        Overrides { dataplane: self.dataplane, manifests: self.manifests.clone() }
+        let kube_proxy = self.kube_proxy.clone().into();
+        Overrides { dataplane: self.dataplane, manifests: self.manifests.clone(), kube_proxy }
+    }
+}
+
+/// Flags that kube-proxy has too, with its meaning; they win over the file.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Options of kube-proxy")]
+pub(crate) struct KubeProxyArgs {
+    /// Name of this node, as in its Node object.
+    #[arg(long, value_name = "NAME")]
+    hostname_override: Option<String>,
+    /// `iptables`, or empty to have netd choose.
+    #[arg(long, value_name = "MODE", conflicts_with = "dataplane")]
+    proxy_mode: Option<String>,
+    /// Prefix of all pods, or one of each family with a comma.
+    #[arg(long, value_name = "CIDR")]
+    cluster_cidr: Option<String>,
+    /// Prefixes of the node's addresses that serve node ports.
+    #[arg(long, value_name = "CIDRS", value_delimiter = ',')]
+    nodeport_addresses: Option<Vec<String>>,
+    /// Masquerade everything that goes to a Service.
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", require_equals = true)]
+    masquerade_all: Option<bool>,
+    /// Address of /healthz and /livez; empty switches them off.
+    #[arg(long, value_name = "ADDRESS")]
+    healthz_bind_address: Option<String>,
+    /// Address of /metrics; empty switches it off.
+    #[arg(long, value_name = "ADDRESS")]
+    metrics_bind_address: Option<String>,
+    /// Kubeconfig file, in place of the file's source.
+    #[arg(long, value_name = "FILE", conflicts_with = "manifests")]
+    kubeconfig: Option<PathBuf>,
+}
+
+impl From<KubeProxyArgs> for Flags {
+    fn from(args: KubeProxyArgs) -> Self {
+        Self {
+            hostname_override: args.hostname_override,
+            proxy_mode: args.proxy_mode,
+            cluster_cidr: args.cluster_cidr,
+            node_port_addresses: args.nodeport_addresses,
+            masquerade_all: args.masquerade_all,
+            healthz_bind_address: args.healthz_bind_address,
+            metrics_bind_address: args.metrics_bind_address,
+            kubeconfig: args.kubeconfig,
+        }
     }
 }
 

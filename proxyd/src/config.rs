@@ -1,6 +1,7 @@
 //! The one configuration file: versioned, strict, with the defaults of a kubeadm cluster.
 
 mod check;
+mod kubeproxy;
 mod load;
 
 use std::net::{IpAddr, SocketAddr};
@@ -9,7 +10,8 @@ use std::path::PathBuf;
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
-pub(crate) use load::{ConfigError, Overrides, load};
+pub(crate) use kubeproxy::Flags;
+pub(crate) use load::{ConfigError, Overrides, load, load_with_notes};
 
 /// `apiVersion` this version reads.
 pub(crate) const API_VERSION: &str = "netd.io/v1alpha1";
@@ -120,6 +122,25 @@ pub(crate) enum IptablesVariant {
     Legacy,
 }
 
+/// Which sources count as pods.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) enum LocalPodsChoice {
+    /// Those within `clusterCIDRs`.
+    #[default]
+    #[serde(rename = "clusterCIDRs")]
+    ClusterCidrs,
+    /// Those within this node's pod ranges.
+    #[serde(rename = "nodeCIDRs")]
+    NodeCidrs,
+    /// Those that arrive on this bridge.
+    BridgeInterface(String),
+    /// Those that arrive on an interface whose name begins like this.
+    InterfaceNamePrefix(String),
+    /// None.
+    None,
+}
+
 /// The service proxy.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
@@ -128,6 +149,8 @@ pub(crate) struct ProxyConfig {
     pub(crate) dataplane: DataplaneChoice,
     /// Masquerade everything that goes to a Service.
     pub(crate) masquerade_all: bool,
+    /// Which sources count as pods, where that makes a difference (`detectLocalMode`).
+    pub(crate) local_pods: LocalPodsChoice,
     /// Prefixes of the node's addresses that serve node ports; empty means all.
     pub(crate) node_port_addresses: Vec<IpNetwork>,
     /// Prefixes within which `spec.externalIPs` are honoured; empty ignores them (CVE-2020-8554).
@@ -149,11 +172,18 @@ pub(crate) struct IptablesOptions {
     pub(crate) lock_wait_seconds: u32,
     /// Seconds between looks for rules that another program flushed.
     pub(crate) check_seconds: u32,
+    /// Bit of the packet mark that asks for masquerade, 0 to 31.
+    pub(crate) masquerade_bit: u8,
 }
 
 impl Default for IptablesOptions {
     fn default() -> Self {
-        Self { variant: IptablesVariant::Auto, lock_wait_seconds: 5, check_seconds: 1 }
+        Self {
+            variant: IptablesVariant::Auto,
+            lock_wait_seconds: 5,
+            check_seconds: 1,
+            masquerade_bit: netd_iptables::DEFAULT_MASQUERADE_BIT,
+        }
     }
 }
 

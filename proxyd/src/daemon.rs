@@ -13,6 +13,7 @@
 
 pub(crate) mod board;
 pub(crate) mod dns;
+mod events;
 pub(crate) mod fabric;
 mod flows;
 mod health;
@@ -218,6 +219,9 @@ fn start_parts(
         let (checks, wanted_checks) = watch::channel(health_checks::Wanted::new());
         let proxy = proxy::Proxy::new(context.clone(), checks)?;
         tasks.spawn(health_checks::run(context.clone(), wanted_checks));
+        if context.config.source.manifests.is_none() {
+            tasks.spawn(events::run(context.clone()));
+        }
         tasks.spawn(on_thread("netd-proxy", subscriber.clone(), move |subscriber| proxy.run(subscriber)));
     }
     if parts.fabric || parts.cni {

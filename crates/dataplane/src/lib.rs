@@ -13,7 +13,9 @@ mod delta;
 mod error;
 mod trace;
 
-use netd_model::{Flow, Scope, ServicePlan};
+use std::time::Duration;
+
+use netd_model::{Family, Flow, Scope, ServicePlan};
 
 pub use delta::Delta;
 pub use error::{ApplyError, TraceError};
@@ -32,6 +34,32 @@ pub struct Applied {
     pub changed: usize,
     /// Decisions this backend cannot render, each by name; traffic to them is not served by it.
     pub refused: Vec<Refusal>,
+}
+
+/// One family's share of an apply, done or failed; for metrics.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FamilySync {
+    /// The family.
+    pub family: Family,
+    /// How long it took.
+    pub took: Duration,
+    /// False when only what the scope names was looked at.
+    pub full: bool,
+    /// True when the kernel did not take it.
+    pub failed: bool,
+    /// Rules by table, where the dataplane has rules and nothing failed.
+    pub rules: Vec<TableRules>,
+}
+
+/// Rules of a table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TableRules {
+    /// The table's name.
+    pub table: &'static str,
+    /// Rules in the dataplane's own chains.
+    pub total: usize,
+    /// Rules that this apply wrote.
+    pub written: usize,
 }
 
 /// A part of the plan that a backend cannot render.
@@ -61,6 +89,12 @@ pub trait Dataplane: Send {
     /// # Errors
     /// See [`ApplyError`] for what the caller does about each. On error nothing is half-applied.
     fn apply(&mut self, plan: &ServicePlan, scope: &Scope) -> Result<Applied, ApplyError>;
+
+    /// What the applies since the last call did in each family, whether they succeeded or not. A dataplane
+    /// that does not do its families apart has nothing to tell (the default).
+    fn take_syncs(&mut self) -> Vec<FamilySync> {
+        Vec::new()
+    }
 
     /// Looks whether what was applied last is still in the kernel; false after another program removed or
     /// changed any of it. Objects that no other program can take away are intact by nature (the default).

@@ -3,11 +3,13 @@
 mod abilities;
 mod cleanup;
 mod plane;
+mod tally;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use netd_dataplane::{Applied, ApplyError, Dataplane, Refusal, Trace, TraceError};
+use netd_dataplane::{Applied, ApplyError, Dataplane, FamilySync, Refusal, Trace, TraceError};
+use netd_kernel::clock::{Clock as _, SystemClock};
 use netd_kernel::exec::Exec;
 use netd_model::{Family, Flow, Frontend, FrontendKey, Scope, ServicePlan};
 use tracing::{info, warn};
@@ -36,6 +38,8 @@ pub struct Iptables {
     others: Vec<Tool>,
     /// Whether `others` have been looked at.
     swept: bool,
+    /// What was done in each family and not told yet.
+    syncs: Vec<FamilySync>,
 }
 
 impl Iptables {
@@ -81,7 +85,7 @@ impl Iptables {
         }
         let planes =
             chosen.into_iter().filter(|tool| !absent.contains_key(&tool.family)).map(Plane::new).collect();
-        Ok(Self { config, variant, planes, absent, others, swept: false })
+        Ok(Self { config, variant, planes, absent, others, swept: false, syncs: Vec::new() })
     }
 
     /// The variant in use.
@@ -141,7 +145,14 @@ impl Dataplane for Iptables {
                 affinity: plane.affinity(plan)?,
                 same_address: plane.same_address()?,
             };
-            applied.changed += plane.apply(plan, settings, scope)?;
+            let start = SystemClock.now();
+            let result = plane.apply(plan, settings, scope);
+            let took = SystemClock.now().duration_since(start);
+            let (rules, full) = plane.told();
+            let rules = if result.is_ok() { rules } else { Vec::new() };
+            let (family, failed) = (plane.tool.family, result.is_err());
+            self.syncs.push(FamilySync { family, took, full, failed, rules });
+            applied.changed += result?;
             steps.extend(plane.take_moved());
             if let Some(program) = plane.program() {
                 applied.frontends += program.frontends();
@@ -154,6 +165,10 @@ impl Dataplane for Iptables {
         }
         self.sweep();
         Ok(applied)
+    }
+
+    fn take_syncs(&mut self) -> Vec<FamilySync> {
+        std::mem::take(&mut self.syncs)
     }
 
     /// One `iptables-save` a family: chains, every rule in them and the jumps to them. True before the first

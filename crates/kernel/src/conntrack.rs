@@ -8,7 +8,7 @@ use std::io;
 use std::net::SocketAddr;
 
 use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload, Nla,
+    DefaultNla, NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload, Nla,
 };
 use netlink_packet_netfilter::conntrack::{
     ConntrackAttribute, ConntrackMessage, IPTuple, ProtoTuple, Protocol, Status, Tuple,
@@ -92,8 +92,38 @@ impl Conntrack {
     ///
     /// Entries that come and go meanwhile may be missed or told twice.
     pub fn flows(&mut self, family: Family, keep: impl Fn(&TrackedFlow) -> bool) -> Result<Vec<TrackedFlow>> {
+        self.dump(family, Vec::new(), keep)
+    }
+
+    /// Reads the flows of a family that `keep` accepts and that nobody has answered yet.
+    ///
+    /// The kernel walks the whole table but hands out only those, since 5.15
+    /// (`net/netfilter/nf_conntrack_netlink.c:ctnetlink_filter_match`); an older one hands out all, which are
+    /// left out here.
+    pub fn unanswered(
+        &mut self,
+        family: Family,
+        keep: impl Fn(&TrackedFlow) -> bool,
+    ) -> Result<Vec<TrackedFlow>> {
+        const CTA_STATUS_MASK: u16 = 26;
+        let mask = DefaultNla::new(CTA_STATUS_MASK, Status::SeenReply.bits().to_be_bytes().to_vec());
+        let filter = vec![ConntrackAttribute::CtaStatus(Status::empty()), ConntrackAttribute::Other(mask)];
+        let keep = |flow: &TrackedFlow| !flow.answered && keep(flow);
+        match self.dump(family, filter, &keep) {
+            // A kernel that knows the one attribute and not the other.
+            Err(Error::Netlink { errno: libc::EINVAL, .. }) => self.dump(family, Vec::new(), keep),
+            result => result,
+        }
+    }
+
+    fn dump(
+        &mut self,
+        family: Family,
+        filter: Vec<ConntrackAttribute>,
+        keep: impl Fn(&TrackedFlow) -> bool,
+    ) -> Result<Vec<TrackedFlow>> {
         let action = "read the connection tracking table";
-        self.send(action, family, ConntrackMessage::Get(Vec::new()), NLM_F_REQUEST | NLM_F_DUMP)?;
+        self.send(action, family, ConntrackMessage::Get(filter), NLM_F_REQUEST | NLM_F_DUMP)?;
         let mut found = Vec::new();
         loop {
             for message in self.receive(action)? {

@@ -21,8 +21,8 @@ pub(crate) use connection::Connection;
 
 use crate::decode;
 use crate::error::Error;
-use crate::index::Kind;
 use crate::index::task::Message;
+use crate::index::{Entry, Kind};
 use crate::wire::endpoints::{EndpointSlice, Endpoints};
 use crate::wire::node::{Namespace, Node};
 use crate::wire::service::Service;
@@ -85,11 +85,16 @@ async fn follow_slices(feed: Feed) -> Ended {
     loop {
         let ended = match discovery::slice_source(&feed.client, &feed.to, &mut backoff).await {
             SliceSource::Slices => {
-                feed.follow::<EndpointSlice>(Kind::Slice, |wire, s| decode::slice(wire, s).into()).await
+                feed.follow::<EndpointSlice>(Kind::Slice, |wire, s| {
+                    Entry::from(decode::slice(wire, s)).triggered_by(&wire.metadata)
+                })
+                .await
             }
             SliceSource::Endpoints => {
                 tokio::select! {
-                    ended = feed.follow::<Endpoints>(Kind::Slice, |w, s| decode::endpoints(w, s).into()) => ended,
+                    ended = feed.follow::<Endpoints>(Kind::Slice, |w, s| {
+                        Entry::from(decode::endpoints(w, s)).triggered_by(&w.metadata)
+                    }) => ended,
                     () = discovery::slices_appear(&feed.client, feed.timeouts.discovery) => Ended::Rediscover,
                 }
             }

@@ -46,6 +46,12 @@ pub enum Error {
     /// The credentials or certificates make no client.
     #[error("set up the API client")]
     Client(#[source] Box<kube::Error>),
+    /// The API server did not take an Event.
+    #[error("write an Event")]
+    Event(#[source] Box<kube::Error>),
+    /// The API server did not answer in time.
+    #[error("write an Event: no answer in 10 seconds")]
+    EventTimeout,
     /// The manifests directory cannot be read.
     #[error("read manifests directory {path}")]
     ManifestsDir {

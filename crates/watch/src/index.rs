@@ -10,11 +10,12 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use netd_model::{EndpointSlice, Node, ObjectName, OrderedMap, Problem, Service, Shared, Snapshot};
+use netd_model::{EndpointSlice, Family, Node, ObjectName, OrderedMap, Problem, Service, Shared, Snapshot};
 use tracing::{debug, warn};
 
 use crate::decode::Decoded;
-use crate::update::Change;
+use crate::update::{Arrivals, Change};
+use crate::wire::Meta;
 
 /// Problems in a snapshot; more are only counted in the log.
 const MAX_PROBLEMS: usize = 1000;
@@ -50,11 +51,14 @@ pub(crate) struct Entry {
     pub(crate) key: ObjectName,
     pub(crate) object: Option<Object>,
     pub(crate) problems: Vec<Problem>,
+    /// When what led to this version of a slice happened, where it says so.
+    pub(crate) triggered: Option<SystemTime>,
 }
 
 /// The objects.
 #[derive(Debug, Default)]
 pub(crate) struct Index {
+    started: Started,
     generation: u64,
     stale: bool,
     services: OrderedMap<ObjectName, Arc<Service>>,
@@ -80,6 +84,16 @@ pub(crate) struct Index {
     pending: Option<Pending>,
 }
 
+/// When this process began to look; what happened before concerns an earlier one.
+#[derive(Debug)]
+struct Started(SystemTime);
+
+impl Default for Started {
+    fn default() -> Self {
+        Self(SystemTime::now())
+    }
+}
+
 /// What changed since the last snapshot.
 #[derive(Debug)]
 struct Pending {
@@ -87,6 +101,7 @@ struct Pending {
     everything: bool,
     nodes: bool,
     at: SystemTime,
+    arrivals: Arrivals,
 }
 
 impl Kind {
@@ -109,7 +124,13 @@ impl fmt::Display for Kind {
 
 impl Entry {
     fn new<T>(kind: Kind, decoded: Decoded<T>, object: impl FnOnce(T) -> Object) -> Self {
-        Self { kind, key: decoded.key, object: decoded.object.map(object), problems: decoded.problems }
+        let Decoded { key, object: decoded, problems } = decoded;
+        Self { kind, key, object: decoded.map(object), problems, triggered: None }
+    }
+
+    /// The same, with what its metadata says about its cause.
+    pub(crate) fn triggered_by(self, meta: &Meta) -> Self {
+        Self { triggered: meta.triggered(), ..self }
     }
 }
 
@@ -167,14 +188,14 @@ impl Index {
 
     /// An object is now like this.
     pub(crate) fn apply(&mut self, entry: Entry) {
-        let Entry { kind, key, object, problems } = entry;
+        let Entry { kind, key, object, problems, triggered } = entry;
         if let Some(seen) = self.listing.get_mut(&kind) {
             seen.insert(key.clone());
         }
         self.note_problems(kind, &key, problems);
         match object {
             Some(Object::Service(service)) => self.set_service(&key, Some(service)),
-            Some(Object::Slices(slices)) => self.set_slices(&key, slices),
+            Some(Object::Slices(slices)) => self.set_slices(&key, slices, triggered),
             Some(Object::Node(node)) => self.set_node(&key.name, Some(node)),
             Some(Object::Namespace(name)) => self.set_namespace(&name, true),
             None => self.clear(kind, &key),
@@ -270,6 +291,7 @@ impl Index {
             services: (!pending.everything).then(|| Arc::new(pending.services)),
             nodes: pending.nodes,
             at: pending.at,
+            arrivals: Arc::new(pending.arrivals),
         };
         Some((snapshot, change))
     }
@@ -298,7 +320,7 @@ impl Index {
     fn clear(&mut self, kind: Kind, key: &ObjectName) {
         match kind {
             Kind::Service => self.set_service(key, None),
-            Kind::Slice => self.set_slices(key, Vec::new()),
+            Kind::Slice => self.set_slices(key, Vec::new(), None),
             Kind::Node => self.set_node(&key.name, None),
             Kind::Namespace => self.set_namespace(&key.name, false),
         }
@@ -323,7 +345,9 @@ impl Index {
         };
         if changed {
             debug!(service = %key, "changed");
-            self.touch().services.insert(key.clone());
+            let pending = self.touch();
+            pending.services.insert(key.clone());
+            pending.arrivals.services += 1;
         }
     }
 
@@ -340,11 +364,14 @@ impl Index {
         }
     }
 
-    fn set_slices(&mut self, key: &ObjectName, slices: Vec<EndpointSlice>) {
+    fn set_slices(&mut self, key: &ObjectName, slices: Vec<EndpointSlice>, triggered: Option<SystemTime>) {
         let old = self.sources.get(key).map_or(&[][..], Vec::as_slice);
         if old.iter().map(AsRef::as_ref).eq(slices.iter()) {
             return;
         }
+        let triggered = triggered.filter(|at| *at > self.started.0);
+        let families: BTreeSet<Family> = slices.iter().map(|slice| slice.family).collect();
+        self.touch().arrivals.slice(triggered, &families);
         for slice in self.sources.remove(key).unwrap_or_default() {
             self.unlink(&slice);
             self.touch().services.insert(slice.service.clone());
@@ -426,6 +453,7 @@ impl Index {
             everything: false,
             nodes: false,
             at: SystemTime::now(),
+            arrivals: Arrivals::default(),
         })
     }
 }

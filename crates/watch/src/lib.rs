@@ -6,6 +6,7 @@
 //! - `api`: list and watch of a Kubernetes API server
 //! - `manifests`: a directory of ordinary YAML, re-read on change
 //! - `store`: the last snapshot on disk, for a start while the API server is down
+//! - `events`: Events about objects, the one thing that is written
 //! - [`update`]: what subscribers receive
 //!
 //! A publish clones the snapshot's maps, not its objects: its cost is proportional to the number of Services
@@ -16,6 +17,7 @@
 mod api;
 mod decode;
 mod error;
+mod events;
 mod index;
 mod manifests;
 mod source;
@@ -25,6 +27,7 @@ pub mod update;
 mod wire;
 
 pub use error::Error;
+pub use events::{EventWriter, Occurrence, Posted};
 pub use source::{ApiConfig, ManifestsConfig, Options, Source, run};
 pub use status::{KindStatus, SourceStatus};
-pub use update::{Publisher, Subscriber, Update, channel};
+pub use update::{Arrivals, MAX_TRIGGERED, Publisher, Subscriber, Update, channel};

@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use netd_model::{Dirty, ObjectName, Snapshot};
+use netd_model::{Dirty, Family, ObjectName, Snapshot};
 use tokio::sync::watch;
 
 use crate::status::SourceStatus;
@@ -23,7 +23,25 @@ pub struct Update {
     pub nodes_changed: bool,
     /// Arrival of the oldest change in this update.
     pub changed_at: SystemTime,
+    /// What arrived since this subscriber's last update; for counting, not for deciding.
+    pub arrivals: Arrivals,
 }
+
+/// Changes that arrived from the source.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Arrivals {
+    /// Changes of Services.
+    pub services: u64,
+    /// Changes of slices (or Endpoints).
+    pub slices: u64,
+    /// When what changed endpoints happened, where the controller said so (annotation
+    /// `endpoints.kubernetes.io/last-change-trigger-time`) and it was not before this process started; not for
+    /// slices that went. The oldest [`MAX_TRIGGERED`] of them.
+    pub triggered: Vec<(Family, SystemTime)>,
+}
+
+/// Most times of an [`Arrivals`].
+pub const MAX_TRIGGERED: usize = 10_000;
 
 /// Makes the two ends of a source.
 pub fn channel() -> (Publisher, Subscriber) {
@@ -62,6 +80,30 @@ pub(crate) struct Change {
     pub(crate) services: Option<Arc<BTreeSet<ObjectName>>>,
     pub(crate) nodes: bool,
     pub(crate) at: SystemTime,
+    pub(crate) arrivals: Arc<Arrivals>,
+}
+
+// === impl Arrivals ===
+
+impl Arrivals {
+    /// Counts a slice that changed.
+    pub(crate) fn slice(&mut self, triggered: Option<SystemTime>, families: &BTreeSet<Family>) {
+        self.slices += 1;
+        let Some(at) = triggered else { return };
+        self.trigger(families.iter().map(|family| (*family, at)));
+    }
+
+    /// Adds others that came later.
+    pub fn add(&mut self, later: &Self) {
+        self.services += later.services;
+        self.slices += later.slices;
+        self.trigger(later.triggered.iter().copied());
+    }
+
+    fn trigger(&mut self, times: impl Iterator<Item = (Family, SystemTime)>) {
+        let room = MAX_TRIGGERED.saturating_sub(self.triggered.len());
+        self.triggered.extend(times.take(room));
+    }
 }
 
 // === impl Publisher ===
@@ -137,11 +179,13 @@ impl State {
             dirty: Dirty::All,
             nodes_changed: true,
             changed_at: SystemTime::now(),
+            arrivals: Arrivals::default(),
         };
         let missed = || self.log.iter().filter(|change| change.generation > seen);
         if let Some(oldest) = missed().map(|change| change.at).min() {
             update.changed_at = oldest;
         }
+        missed().for_each(|change| update.arrivals.add(&change.arrivals));
         let covered = seen > 0 && self.log.front().is_some_and(|oldest| oldest.generation <= seen + 1);
         if !covered {
             return Some(update);
@@ -167,7 +211,8 @@ mod tests {
         let snapshot = Snapshot { generation, ..Snapshot::default() };
         let services =
             services.map(|names| Arc::new(names.iter().map(|n| ObjectName::new("default", *n)).collect()));
-        let change = Change { generation, services, nodes: false, at: SystemTime::now() };
+        let arrivals = Arc::new(Arrivals { services: 1, ..Arrivals::default() });
+        let change = Change { generation, services, nodes: false, at: SystemTime::now(), arrivals };
         publisher.publish(Arc::new(snapshot), change);
     }
 
@@ -189,6 +234,7 @@ mod tests {
         assert_eq!(update.snapshot.generation, 3);
         assert_eq!(names(&update).unwrap(), ["a", "b", "c"]);
         assert!(!update.nodes_changed);
+        assert_eq!(update.arrivals.services, 2, "those of the snapshot that it saw are counted before");
         drop(publisher);
         assert!(slow.next().await.is_none());
     }

@@ -10,9 +10,10 @@ pub(crate) mod service;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt::Debug;
+use std::time::SystemTime;
 
-use k8s_openapi::ClusterResourceScope;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use k8s_openapi::{ClusterResourceScope, jiff};
 use kube::Resource;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer};
@@ -37,9 +38,26 @@ pub(crate) struct Meta {
     pub(crate) deletion_timestamp: Option<String>,
     #[serde(deserialize_with = "null_as_default")]
     pub(crate) labels: BTreeMap<String, String>,
+    #[serde(deserialize_with = "null_as_default")]
+    pub(crate) annotations: Annotations,
+}
+
+/// The annotations that netd reads; all others are skipped, which may be long.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct Annotations {
+    /// When what led to this version of Endpoints or a slice happened (RFC 3339); by the controller.
+    #[serde(rename = "endpoints.kubernetes.io/last-change-trigger-time")]
+    pub(crate) triggered: Option<String>,
 }
 
 impl Meta {
+    /// When what led to this version happened; `None` where nobody says so, or not legibly.
+    pub(crate) fn triggered(&self) -> Option<SystemTime> {
+        let text = self.annotations.triggered.as_deref()?;
+        text.parse::<jiff::Timestamp>().ok().map(SystemTime::from)
+    }
+
     /// The value of a label, if it is set.
     pub(crate) fn label(&self, key: &str) -> Option<&str> {
         self.labels.get(key).map(String::as_str)

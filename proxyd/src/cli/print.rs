@@ -5,7 +5,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 
-use crate::config::{Overrides, load};
+use crate::config::{Overrides, load_with_notes};
 
 /// Writes `text` to standard output.
 ///
@@ -19,9 +19,11 @@ pub(crate) fn out(text: &str) -> Result<()> {
     }
 }
 
-/// `netd config`: the configuration in force, as YAML.
+/// `netd config`: the configuration in force, as YAML; what has no effect as comments.
 pub(super) fn config(path: Option<&Path>) -> Result<u8> {
-    let config = load(path, &Overrides::default())?;
-    out(&serde_saphyr::to_string(&config).context("print the configuration")?)?;
+    let (config, notes) = load_with_notes(path, &Overrides::default())?;
+    let mut text: String = notes.iter().map(|note| format!("# {note}\n")).collect();
+    text.push_str(&serde_saphyr::to_string(&config).context("print the configuration")?);
+    out(&text)?;
     Ok(0)
 }

@@ -1,14 +1,18 @@
 //! `netd run`.
 
 use anyhow::{Context, Result};
+use tracing::warn;
 
 use super::RunArgs;
-use crate::config::load;
+use crate::config::load_with_notes;
 use crate::{daemon, logging};
 
 pub(super) fn run(args: &RunArgs) -> Result<u8> {
-    let config = load(args.config.as_deref(), &args.overrides())?;
+    let (config, notes) = load_with_notes(args.config.as_deref(), &args.overrides())?;
     logging::start(&args.log, args.log_format).map_err(|error| daemon::HostError(format!("{error:#}")))?;
+    for note in &notes {
+        warn!(field = note, "a field of kube-proxy's configuration has no effect");
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .thread_name("netd")

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{API_VERSION, Config, KIND};
+use super::{API_VERSION, Config, KIND, LocalPodsChoice};
 
 /// Seconds; a longer time to live would hide changes of the cluster (CoreDNS allows no more either).
 const MAX_TTL: u32 = 3600;
@@ -18,13 +18,20 @@ pub(super) fn mistakes(config: &Config) -> Vec<String> {
     if config.kind != KIND {
         wrong.push(format!("kind {:?}: must be {KIND}", config.kind));
     }
-    if config.cluster_cidrs.is_empty() {
+    let parts = &config.parts;
+    let counts =
+        parts.fabric || parts.cni || parts.dns || config.proxy.local_pods == LocalPodsChoice::ClusterCidrs;
+    if config.cluster_cidrs.is_empty() && counts {
         wrong.push("clusterCIDRs is empty: name the prefix of all pods, e.g. 172.16.0.0/16".to_owned());
     }
     source(config, &mut wrong);
     dns(config, &mut wrong);
     if config.proxy.iptables.check_seconds == 0 {
         wrong.push("proxy.iptables.checkSeconds is 0: must be at least 1".to_owned());
+    }
+    let bit = config.proxy.iptables.masquerade_bit;
+    if bit > 31 {
+        wrong.push(format!("proxy.iptables.masqueradeBit {bit}: must be from 0 to 31"));
     }
     if config.http.health_window_seconds == 0 {
         wrong.push("http.healthWindowSeconds is 0: must be at least 1".to_owned());

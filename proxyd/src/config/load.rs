@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use super::kubeproxy::{self, Flags};
 use super::{Config, DataplaneChoice, check};
 
 /// Why the configuration cannot be used. The process exits with 64.
@@ -36,6 +37,8 @@ pub(crate) struct Overrides {
     pub(crate) dataplane: Option<DataplaneChoice>,
     /// `--manifests`.
     pub(crate) manifests: Option<PathBuf>,
+    /// kube-proxy's flags.
+    pub(crate) kube_proxy: Flags,
 }
 
 /// The default place of the configuration; absent, every default applies.
@@ -46,11 +49,23 @@ pub(crate) const DEFAULT_PATH: &str = "/etc/netd/netd.yaml";
 /// # Errors
 /// Names the file and every mistake in it.
 pub(crate) fn load(path: Option<&Path>, overrides: &Overrides) -> Result<Config, ConfigError> {
-    let mut config = match path {
+    Ok(load_with_notes(path, overrides)?.0)
+}
+
+/// The same, with the fields of a kube-proxy's file that have no effect, each with the reason.
+///
+/// # Errors
+/// As [`load`].
+pub(crate) fn load_with_notes(
+    path: Option<&Path>,
+    overrides: &Overrides,
+) -> Result<(Config, Vec<String>), ConfigError> {
+    let (mut config, notes) = match path {
         Some(path) => read(path)?,
         None if Path::new(DEFAULT_PATH).exists() => read(Path::new(DEFAULT_PATH))?,
-        None => Config::default(),
+        None => (Config::default(), Vec::new()),
     };
+    let mut mistakes = kubeproxy::apply_flags(&mut config, &overrides.kube_proxy);
     if let Some(dataplane) = overrides.dataplane {
         config.proxy.dataplane = dataplane;
     }
@@ -59,17 +74,22 @@ pub(crate) fn load(path: Option<&Path>, overrides: &Overrides) -> Result<Config,
         config.source.kubeconfig = None;
         config.source.server = None;
     }
-    let mistakes = check::mistakes(&config);
-    if mistakes.is_empty() { Ok(config) } else { Err(ConfigError::Invalid(mistakes)) }
+    mistakes.extend(check::mistakes(&config));
+    if mistakes.is_empty() { Ok((config, notes)) } else { Err(ConfigError::Invalid(mistakes)) }
 }
 
-fn read(path: &Path) -> Result<Config, ConfigError> {
+fn read(path: &Path) -> Result<(Config, Vec<String>), ConfigError> {
     let text = std::fs::read_to_string(path)
         .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
-    parse(&text).map_err(|message| ConfigError::Parse { path: path.to_owned(), message })
+    let wrong = |message: String| ConfigError::Parse { path: path.to_owned(), message };
+    if !kubeproxy::is_kube_proxys(&text).map_err(wrong)? {
+        return Ok((parse(&text).map_err(wrong)?, Vec::new()));
+    }
+    let file = serde_saphyr::from_str(&text).map_err(|error| wrong(error.to_string()))?;
+    kubeproxy::convert(file).map_err(|mistakes| wrong(mistakes.join("; ")))
 }
 
-/// Parses the text of a configuration file.
+/// Parses the text of a configuration file of netd's own.
 pub(crate) fn parse(text: &str) -> Result<Config, String> {
     serde_saphyr::from_str(text).map_err(|error| error.to_string())
 }
@@ -129,8 +149,11 @@ mod tests {
     fn a_flag_wins_over_the_file() {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), format!("{HEAD}source: {{server: 'https://a:6443'}}\n")).unwrap();
-        let overrides =
-            Overrides { dataplane: Some(DataplaneChoice::Iptables), manifests: Some(PathBuf::from("/m")) };
+        let overrides = Overrides {
+            dataplane: Some(DataplaneChoice::Iptables),
+            manifests: Some(PathBuf::from("/m")),
+            ..Overrides::default()
+        };
         let config = load(Some(file.path()), &overrides).unwrap();
         assert_eq!(config.proxy.dataplane, DataplaneChoice::Iptables);
         assert_eq!((config.source.manifests, config.source.server), (Some(PathBuf::from("/m")), None));

@@ -123,9 +123,19 @@ impl Board {
         self.inner().planned = Some((snapshot, plan));
     }
 
+    /// The plan that is in the kernel.
+    pub(crate) fn plan(&self) -> Option<Arc<ServicePlan>> {
+        self.inner().planned.as_ref().map(|(_, plan)| Arc::clone(plan))
+    }
+
     /// Notes what keeps health checks of Services from being answered.
     pub(crate) fn set_health_checks(&self, notices: Vec<Notice>) {
         self.inner().health_checks = notices;
+    }
+
+    /// What keeps health checks of Services from being answered.
+    pub(crate) fn health_checks(&self) -> Vec<Notice> {
+        self.inner().health_checks.clone()
     }
 
     /// Notes the routes to other nodes.

@@ -1,153 +1,232 @@
 //! Flows that go on to endpoints which have left.
 //!
-//! UDP has no end: the kernel's connection tracking keeps sending what comes from a client's port to the
-//! endpoint that was chosen for its first datagram, for as long as more come, and a fresh socket that happens
-//! to get the same port follows too. So what leads to an endpoint that a frontend no longer has is forgotten,
-//! once the rules no longer choose it.
+//! Connection tracking decides once where a flow goes. UDP has no end: the kernel keeps sending what comes
+//! from a client's port to the endpoint that was chosen for its first datagram, for as long as more come, and
+//! a fresh socket that happens to get the same port follows too. And a TCP or SCTP connection that was never
+//! answered is kept alive by its own repeats: whoever gets its source port next follows it to the dead
+//! endpoint as well. So what leads to an endpoint that a frontend no longer has is forgotten, once the rules
+//! no longer choose it: all of UDP, and of TCP and SCTP what no answer has been seen of. A connection that was
+//! made stays with its endpoint.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
+use std::time::Duration;
 
+use netd_kernel::clock::{Clock, SystemClock};
 use netd_kernel::conntrack::{Conntrack, TrackedFlow, Transport};
-use netd_kernel::netlink::Family;
-use netd_model::{FrontendAddress, FrontendKey, Protocol, ServicePlan, Verdict};
+use netd_kernel::netlink;
+use netd_model::{
+    Dirty, Family, FamilyPlan, Frontend, FrontendAddress, FrontendKey, Planner, Protocol, Scope, ServicePlan,
+    Verdict,
+};
 
-/// The endpoints of each UDP frontend, as they were when the flows were last looked through.
-#[derive(Debug, Default, Clone, PartialEq, Eq)]
-pub(super) struct Destinations {
-    endpoints: BTreeMap<FrontendKey, BTreeSet<SocketAddr>>,
+/// What the flows were last looked through for, and what may differ since.
+#[derive(Debug, Default)]
+pub(super) struct Flows {
+    /// `None` before the first look.
+    looked: Option<ServicePlan>,
+    touched: Touched,
 }
 
-impl Destinations {
-    /// Reads them off a plan; the cost is that of its UDP frontends.
-    pub(super) fn of(plan: &ServicePlan) -> Self {
-        let mut endpoints: BTreeMap<FrontendKey, BTreeSet<SocketAddr>> = BTreeMap::new();
-        for family in [&plan.v4, &plan.v6] {
-            for (key, frontend) in family.frontends.iter().filter(|(key, _)| key.protocol == Protocol::Udp) {
-                let verdicts = [&frontend.verdicts.pod, &frontend.verdicts.host, &frontend.verdicts.other];
-                let pools = verdicts.into_iter().filter_map(|verdict| match verdict {
-                    Verdict::Balance { pool, .. } => family.pools.get(pool),
-                    Verdict::Reject | Verdict::Drop => None,
-                });
-                let addresses = pools.flat_map(|pool| &pool.endpoints);
-                // A node port of both families is one key with the endpoints of both.
-                let known = endpoints.entry(*key).or_default();
-                known
-                    .extend(addresses.map(|endpoint| SocketAddr::new(endpoint.address, endpoint.port.get())));
+/// Destinations that may have other endpoints than at the last look.
+#[derive(Debug)]
+enum Touched {
+    All,
+    Some(BTreeSet<(Family, FrontendKey)>),
+}
+
+/// A look through the flows of a family.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Looked {
+    /// The family.
+    pub(super) family: Family,
+    /// How many flows were forgotten.
+    pub(super) forgotten: usize,
+    /// How long it took.
+    pub(super) took: Duration,
+}
+
+/// What of a family is to be looked for.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Wanted {
+    /// Whether a UDP flow can be stale.
+    udp: bool,
+    /// Whether a connection that was never answered can be.
+    unanswered: bool,
+    /// Destinations that are no longer programmed.
+    gone: BTreeSet<FrontendKey>,
+}
+
+impl Default for Touched {
+    fn default() -> Self {
+        Self::Some(BTreeSet::new())
+    }
+}
+
+// === impl Flows ===
+
+impl Flows {
+    /// Notes destinations of Services that are about to be planned; the work is theirs.
+    pub(super) fn before(&mut self, planner: &Planner, dirty: &Dirty) {
+        match dirty {
+            Dirty::All => self.touched = Touched::All,
+            Dirty::Services(services) => services.iter().for_each(|service| self.touch(planner, service)),
+        }
+    }
+
+    /// Notes destinations of Services that were planned; the work is theirs.
+    pub(super) fn after(&mut self, planner: &Planner, scope: &Scope) {
+        match scope {
+            Scope::Full => self.touched = Touched::All,
+            Scope::Services(services) => services.iter().for_each(|service| self.touch(planner, service)),
+        }
+    }
+
+    fn touch(&mut self, planner: &Planner, service: &netd_model::ObjectName) {
+        let Touched::Some(touched) = &mut self.touched else { return };
+        for family in Family::ALL {
+            touched.extend(planner.asked_for(service, family).iter().map(|key| (family, *key)));
+        }
+    }
+
+    /// Forgets the stale flows, now that `plan` is in the kernel; tells the families that were looked through.
+    ///
+    /// # Errors
+    /// When connection tracking cannot be read or changed; the next call looks again.
+    pub(super) fn forget_stale(&mut self, plan: &ServicePlan) -> netd_kernel::Result<Vec<Looked>> {
+        let mut done = Vec::new();
+        for family in Family::ALL {
+            let wanted = self.wanted(family, plan);
+            if wanted.udp || wanted.unanswered {
+                done.push(look(plan.family(family), &wanted)?);
             }
         }
-        Self { endpoints }
+        *self = Self { looked: Some(plan.clone()), touched: Touched::default() };
+        Ok(done)
     }
 
-    /// Whether a flow that was right with `before` can be wrong now.
-    fn can_have_stale(&self, before: &Self) -> bool {
-        let lost = before.endpoints.iter().any(|(key, old)| match self.endpoints.get(key) {
-            Some(new) => !old.is_subset(new),
-            // Without a frontend the address is nobody's, and what is on its way ends by itself.
-            None => false,
-        });
-        lost || self.endpoints.keys().any(|key| !before.endpoints.contains_key(key))
-    }
-
-    /// Whether a flow goes to one of these frontends and is answered by none of its endpoints.
-    fn is_stale(&self, flow: &TrackedFlow) -> bool {
-        let Ok(port) = flow.destination.port().try_into() else { return false };
-        let key = |address| FrontendKey { address, protocol: Protocol::Udp, port };
-        if flow.transport != Transport::Udp {
-            return false;
+    fn wanted(&self, family: Family, plan: &ServicePlan) -> Wanted {
+        let now = plan.family(family);
+        let Some(before) = &self.looked else {
+            let there = !now.frontends.is_empty();
+            return Wanted { udp: there, unanswered: there, gone: BTreeSet::new() };
+        };
+        let before = before.family(family);
+        let mut wanted = Wanted::default();
+        match &self.touched {
+            Touched::All => {
+                before.frontends.keys().for_each(|key| wanted.add(before, now, key));
+                let new = now.frontends.keys().filter(|key| before.frontends.get(key).is_none());
+                new.for_each(|key| wanted.add(before, now, key));
+            }
+            Touched::Some(keys) => {
+                let own = keys.iter().filter(|(of, _)| *of == family);
+                own.for_each(|(_, key)| wanted.add(before, now, key));
+            }
         }
-        if let Some(known) = self.endpoints.get(&key(FrontendAddress::Ip(flow.destination.ip()))) {
-            return !known.contains(&flow.answers);
-        }
-        // The port number alone is no node port: only what was translated here came by one.
-        let translated = flow.answers != flow.destination;
-        self.endpoints
-            .get(&key(FrontendAddress::NodePort))
-            .is_some_and(|known| translated && !known.contains(&flow.answers))
+        wanted
     }
 }
 
-/// Forgets the stale flows, given what the frontends had when this was last done; returns how many there
-/// were.
-///
-/// # Errors
-/// When connection tracking cannot be read or changed.
-pub(super) fn forget_stale(before: Option<&Destinations>, now: &Destinations) -> netd_kernel::Result<usize> {
-    if before.is_some_and(|before| !now.can_have_stale(before)) || now.endpoints.is_empty() {
-        return Ok(0);
-    }
-    let mut conntrack = Conntrack::open()?;
-    let mut forgotten = 0;
-    for family in Family::ALL {
-        for flow in conntrack.flows(family, |flow| now.is_stale(flow))? {
-            forgotten += usize::from(conntrack.forget(&flow)?);
+// === impl Wanted ===
+
+impl Wanted {
+    /// Adds what the change of one destination makes stale.
+    fn add(&mut self, before: &FamilyPlan, now: &FamilyPlan, key: &FrontendKey) {
+        let (stale, is_gone) = match (before.frontends.get(key), now.frontends.get(key)) {
+            // What was sent before the frontend was there. A connection is not looked for: it is found with
+            // the next that is, and ends by itself.
+            (None, Some(_)) => (key.protocol == Protocol::Udp, false),
+            (Some(old), Some(new)) => (endpoints(before, old).any(|at| !has_endpoint(now, new, at)), false),
+            (Some(old), None) => (endpoints(before, old).next().is_some(), true),
+            (None, None) => (false, false),
+        };
+        if !stale {
+            return;
+        }
+        match key.protocol {
+            Protocol::Udp => self.udp = true,
+            Protocol::Tcp | Protocol::Sctp => self.unanswered = true,
+        }
+        if is_gone {
+            self.gone.insert(*key);
         }
     }
-    Ok(forgotten)
+
+    /// Whether a flow goes to a frontend and is answered by none of its endpoints.
+    fn is_stale(&self, now: &FamilyPlan, flow: &TrackedFlow) -> bool {
+        let protocol = match flow.transport {
+            Transport::Udp => Protocol::Udp,
+            Transport::Tcp => Protocol::Tcp,
+            Transport::Sctp => Protocol::Sctp,
+        };
+        let Ok(port) = flow.destination.port().try_into() else { return false };
+        if protocol != Protocol::Udp && flow.answered {
+            return false;
+        }
+        let key = |address| FrontendKey { address, protocol, port };
+        let own = key(FrontendAddress::Ip(flow.destination.ip()));
+        if let Some(frontend) = now.frontends.get(&own) {
+            return !has_endpoint(now, frontend, flow.answers);
+        }
+        // What was not translated is on its way to somebody else: the address is nobody's here, and the
+        // number of a node port alone makes none.
+        if flow.answers == flow.destination {
+            return false;
+        }
+        let node_port = key(FrontendAddress::NodePort);
+        let by_port = now.frontends.get(&node_port);
+        self.gone.contains(&own)
+            || by_port.map_or_else(
+                || self.gone.contains(&node_port),
+                |frontend| !has_endpoint(now, frontend, flow.answers),
+            )
+    }
+}
+
+/// The pools of a frontend, whatever the source.
+fn pools<'p>(plan: &'p FamilyPlan, frontend: &'p Frontend) -> impl Iterator<Item = &'p netd_model::Pool> {
+    let verdicts = [&frontend.verdicts.pod, &frontend.verdicts.host, &frontend.verdicts.other];
+    verdicts.into_iter().filter_map(|verdict| match verdict {
+        Verdict::Balance { pool, .. } => plan.pools.get(pool),
+        Verdict::Reject | Verdict::Drop => None,
+    })
+}
+
+fn endpoints<'p>(plan: &'p FamilyPlan, frontend: &'p Frontend) -> impl Iterator<Item = SocketAddr> {
+    let all = pools(plan, frontend).flat_map(|pool| &pool.endpoints);
+    all.map(|endpoint| SocketAddr::new(endpoint.address, endpoint.port.get()))
+}
+
+fn has_endpoint(plan: &FamilyPlan, frontend: &Frontend, at: SocketAddr) -> bool {
+    pools(plan, frontend).any(|pool| {
+        let found = pool
+            .endpoints
+            .binary_search_by(|other| (other.address, other.port.get()).cmp(&(at.ip(), at.port())));
+        found.is_ok()
+    })
+}
+
+/// Forgets the stale flows of a family.
+fn look(now: &FamilyPlan, wanted: &Wanted) -> netd_kernel::Result<Looked> {
+    let start = SystemClock.now();
+    let family = match now.family {
+        Family::V4 => netlink::Family::V4,
+        Family::V6 => netlink::Family::V6,
+    };
+    let mut conntrack = Conntrack::open()?;
+    let is_stale = |flow: &TrackedFlow| wanted.is_stale(now, flow);
+    let stale = if wanted.udp {
+        conntrack.flows(family, is_stale)?
+    } else {
+        conntrack.unanswered(family, is_stale)?
+    };
+    let mut forgotten = 0;
+    for flow in stale {
+        forgotten += usize::from(conntrack.forget(&flow)?);
+    }
+    Ok(Looked { family: now.family, forgotten, took: SystemClock.now().duration_since(start) })
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn destinations(entries: &[(FrontendAddress, u16, &[&str])]) -> Destinations {
-        let entry = |(address, port, endpoints): &(FrontendAddress, u16, &[&str])| {
-            let key =
-                FrontendKey { address: *address, protocol: Protocol::Udp, port: (*port).try_into().unwrap() };
-            (key, endpoints.iter().map(|endpoint| endpoint.parse().unwrap()).collect())
-        };
-        Destinations { endpoints: entries.iter().map(entry).collect() }
-    }
-
-    fn flow(destination: &str, answers: &str) -> TrackedFlow {
-        TrackedFlow {
-            transport: Transport::Udp,
-            client: "172.16.1.9:40000".parse().unwrap(),
-            destination: destination.parse().unwrap(),
-            answers: answers.parse().unwrap(),
-            answered: true,
-        }
-    }
-
-    const SERVICE: FrontendAddress =
-        FrontendAddress::Ip(std::net::IpAddr::V4(std::net::Ipv4Addr::new(10, 96, 0, 20)));
-
-    #[test]
-    fn only_flows_of_a_frontend_to_none_of_its_endpoints_are_stale() {
-        let now = destinations(&[
-            (SERVICE, 80, &["172.16.1.2:8080"]),
-            (FrontendAddress::NodePort, 30080, &["172.16.1.2:8080"]),
-        ]);
-        for (destination, answers, stale) in [
-            ("10.96.0.20:80", "172.16.1.2:8080", false),
-            ("10.96.0.20:80", "172.16.1.3:8080", true),
-            // Sent before there were rules, and so not translated.
-            ("10.96.0.20:80", "10.96.0.20:80", true),
-            ("10.96.0.20:81", "172.16.1.3:8080", false),
-            ("192.168.1.101:30080", "172.16.1.3:8080", true),
-            ("192.168.1.101:30080", "172.16.1.2:8080", false),
-            // Another machine's port of that number.
-            ("203.0.113.9:30080", "203.0.113.9:30080", false),
-        ] {
-            assert_eq!(
-                now.is_stale(&flow(destination, answers)),
-                stale,
-                "{destination} answered by {answers}"
-            );
-        }
-        let tcp = TrackedFlow { transport: Transport::Tcp, ..flow("10.96.0.20:80", "172.16.1.3:8080") };
-        assert!(!now.is_stale(&tcp), "a connection to an endpoint that leaves goes on");
-    }
-
-    #[test]
-    fn flows_are_looked_through_only_when_one_can_be_stale() {
-        let two = destinations(&[(SERVICE, 80, &["172.16.1.2:8080", "172.16.1.3:8080"])]);
-        let one = destinations(&[(SERVICE, 80, &["172.16.1.2:8080"])]);
-        let none = destinations(&[(SERVICE, 80, &[])]);
-        let nothing = Destinations::default();
-        assert!(one.can_have_stale(&two) && none.can_have_stale(&one), "an endpoint left");
-        assert!(one.can_have_stale(&nothing), "what was sent before the frontend was there");
-        assert!(!two.can_have_stale(&one) && !one.can_have_stale(&none), "an endpoint came");
-        assert!(!one.can_have_stale(&one) && !nothing.can_have_stale(&one));
-    }
-}
+mod tests;

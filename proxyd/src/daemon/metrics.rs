@@ -1,19 +1,25 @@
 //! Prometheus metrics; where kube-proxy and CoreDNS have a metric, its name and meaning are kept.
 
-use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+mod kubeproxy;
 
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use netd_dataplane::FamilySync;
 use netd_dns::Transport;
-use netd_model::Family;
+use netd_model::{Family, ServicePlan};
+use netd_watch::Arrivals;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::counter::{ConstCounter, Counter};
 use prometheus_client::metrics::family::Family as Labelled;
-use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
+use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 
 use super::board::Board;
+use super::flows::Looked;
+use kubeproxy::Kubeproxy;
 
 /// Refused objects that are named one by one; more are only counted, so that no source of objects can
 /// make the scrape grow without bound.
@@ -22,9 +28,8 @@ const NAMED_OBJECTS: usize = 100;
 /// Metrics that the parts write; the rest is read from the board at each scrape.
 pub(crate) struct Metrics {
     registry: Registry,
-    sync_duration: Histogram,
+    kubeproxy: Kubeproxy,
     programming: Histogram,
-    last_sync: Gauge<f64, std::sync::atomic::AtomicU64>,
     apply_failures: Counter,
     repairs: Labelled<Vec<(&'static str, String)>, Counter>,
     collected: Labelled<Vec<(&'static str, String)>, Counter>,
@@ -37,9 +42,8 @@ impl Metrics {
     pub(crate) fn new(board: Arc<Board>) -> Self {
         let mut registry = Registry::default();
         let metrics = Self {
-            sync_duration: Histogram::new(exponential_buckets(0.001, 2.0, 15)),
+            kubeproxy: Kubeproxy::new(),
             programming: Histogram::new(exponential_buckets(0.001, 2.0, 16)),
-            last_sync: Gauge::default(),
             apply_failures: Counter::default(),
             repairs: Labelled::default(),
             collected: Labelled::default(),
@@ -47,20 +51,11 @@ impl Metrics {
             livez: Labelled::default(),
             registry: Registry::default(),
         };
-        registry.register(
-            "kubeproxy_sync_proxy_rules_duration_seconds",
-            "Time from taking a snapshot to rules in the kernel",
-            metrics.sync_duration.clone(),
-        );
+        metrics.kubeproxy.register(&mut registry);
         registry.register(
             "netd_programming_duration_seconds",
             "Time from the arrival of a change to rules in the kernel",
             metrics.programming.clone(),
-        );
-        registry.register(
-            "kubeproxy_sync_proxy_rules_last_timestamp_seconds",
-            "When rules were last programmed",
-            metrics.last_sync.clone(),
         );
         registry.register(
             "netd_apply_failures",
@@ -87,14 +82,50 @@ impl Metrics {
         Self { registry, ..metrics }
     }
 
-    /// Notes an apply: its time, and the time since the change arrived.
-    pub(crate) fn applied(&self, took: Duration, changed_at: Option<SystemTime>) {
-        self.sync_duration.observe(took.as_secs_f64());
-        let now = SystemTime::now();
-        if let Some(waited) = changed_at.and_then(|at| now.duration_since(at).ok()) {
+    /// Notes that all that arrived is in the kernel, in these families: when the oldest of it arrived, and when
+    /// some of it happened.
+    pub(crate) fn applied(
+        &self,
+        families: &[Family],
+        changed_at: Option<SystemTime>,
+        triggered: &[(Family, SystemTime)],
+    ) {
+        if let Some(waited) = changed_at.and_then(|at| SystemTime::now().duration_since(at).ok()) {
             self.programming.observe(waited.as_secs_f64());
         }
-        self.last_sync.set(now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64());
+        self.kubeproxy.applied(families, triggered);
+    }
+
+    /// Notes that a sync is asked for in these families.
+    pub(crate) fn queued(&self, families: &[Family]) {
+        self.kubeproxy.queued(families);
+    }
+
+    /// Notes what arrived from the source.
+    pub(crate) fn arrived(&self, arrivals: &Arrivals) {
+        self.kubeproxy.arrived(arrivals);
+    }
+
+    /// Notes what the main dataplane did in each family.
+    pub(crate) fn synced(&self, syncs: &[FamilySync]) {
+        self.kubeproxy.synced(syncs);
+    }
+
+    /// The same of a dataplane that programs these families and no others.
+    pub(crate) fn synced_only(&self, syncs: &[FamilySync]) {
+        let others = Family::ALL.into_iter().filter(|family| syncs.iter().all(|sync| sync.family != *family));
+        others.for_each(|family| self.kubeproxy.leave_out(family));
+        self.kubeproxy.synced(syncs);
+    }
+
+    /// Notes the rules that a dataplane beside the main one has.
+    pub(crate) fn beside(&self, syncs: &[FamilySync]) {
+        syncs.iter().for_each(|sync| self.kubeproxy.count_rules(sync));
+    }
+
+    /// Notes looks through the flows.
+    pub(super) fn looked(&self, looked: &[Looked]) {
+        looked.iter().for_each(|looked| self.kubeproxy.looked(looked));
     }
 
     /// Notes a failed apply.
@@ -105,6 +136,11 @@ impl Metrics {
     /// Notes that something was put back: `rules`, `routes`, `dns-address`.
     pub(crate) fn repaired(&self, what: &str) {
         self.repairs.get_or_create(&vec![("what", what.to_owned())]).inc();
+    }
+
+    /// How often rules were put back.
+    pub(crate) fn rules_repaired(&self) -> u64 {
+        self.repairs.get(&vec![("what", "rules".to_owned())]).map_or(0, |count| count.get())
     }
 
     /// Notes an answer of `healthz` or `livez`.
@@ -172,6 +208,9 @@ impl Collector for BoardCollector {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Encoded {
         for samples in [self.parts(), self.objects(), self.refused(), self.dataplane(), self.generation()] {
             write(&mut encoder, &samples)?;
+        }
+        if let Some(plan) = self.0.plan() {
+            write(&mut encoder, &no_local_endpoints(&plan))?;
         }
         for samples in self.dns() {
             write(&mut encoder, &samples)?;
@@ -269,6 +308,14 @@ impl BoardCollector {
             ),
         ]
     }
+}
+
+fn no_local_endpoints(plan: &ServicePlan) -> Samples<'static> {
+    gauge(
+        "kubeproxy_sync_proxy_rules_no_local_endpoints_total",
+        "Number of services with a Local traffic policy and no endpoints",
+        kubeproxy::without_local_endpoints(plan),
+    )
 }
 
 const fn gauge<'a>(

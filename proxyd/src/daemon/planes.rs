@@ -157,6 +157,7 @@ fn iptables(config: &Config) -> Result<netd_iptables::Iptables, ApplyError> {
             IptablesVariant::Nft => netd_iptables::Variant::Nft,
             IptablesVariant::Legacy => netd_iptables::Variant::Legacy,
         },
+        masquerade_bit: options.masquerade_bit,
         lock_wait: Duration::from_secs(u64::from(options.lock_wait_seconds)),
         ..netd_iptables::IptablesConfig::default()
     };

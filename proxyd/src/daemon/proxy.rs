@@ -7,23 +7,23 @@ use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Result;
 use netd_admin::{DataplaneState, Refusal};
-use netd_dataplane::{Applied, ApplyError};
+use netd_dataplane::{Applied, ApplyError, FamilySync};
 use netd_kernel::clock::{Clock, SystemClock};
 use netd_model::{
-    FrontendAddress, FrontendKey, LocalPods, NodePortAddresses, NodeView, Planner, Protocol, Scope,
-    ServicePlan, Snapshot,
+    Family, FrontendAddress, FrontendKey, LocalPods, Node, NodePortAddresses, NodeView, Planner, Protocol,
+    Scope, ServicePlan, Snapshot,
 };
-use netd_watch::{Subscriber, Update};
+use netd_watch::{Arrivals, Subscriber, Update};
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
 use tracing::{debug, info, warn};
 
 use super::Surroundings;
 use super::board::Part;
-use super::flows::{self, Destinations};
+use super::flows::Flows;
 use super::health_checks::{self, Checks};
 use super::planes::{Plane, Planes};
-use crate::config::Config;
+use crate::config::{Config, LocalPodsChoice};
 
 /// First wait after a failed apply; doubles up to [`MAX_BACKOFF`].
 const MIN_BACKOFF: Duration = Duration::from_millis(100);
@@ -45,11 +45,15 @@ pub(super) struct Proxy {
     next_look: Instant,
     /// Dataplanes of other modes were cleaned up.
     swept: bool,
-    /// What the flows were last looked through for; `None` before the first time and after a failure.
-    flows: Option<Destinations>,
+    /// What the flows were last looked through for.
+    flows: Flows,
     /// The health checks of the newest snapshot, and where they are told once it is in the kernel.
     checks: Checks,
     told: watch::Sender<health_checks::Wanted>,
+    /// What has arrived since the last successful apply.
+    arrivals: Arrivals,
+    /// The families that the main dataplane programs; all of them until it has.
+    families: Vec<Family>,
 }
 
 struct Wanted {
@@ -83,9 +87,11 @@ impl Proxy {
             backoff: MIN_BACKOFF,
             next_look: SystemClock.now(),
             swept: false,
-            flows: None,
+            flows: Flows::default(),
             checks: Checks::default(),
             told,
+            arrivals: Arrivals::default(),
+            families: Family::ALL.to_vec(),
         })
     }
 
@@ -123,10 +129,15 @@ impl Proxy {
     fn take(&mut self, update: Update) {
         let view = node_view(&self.around.config, &self.around.node, &update.snapshot);
         self.around.health.queued();
+        self.around.metrics.queued(&self.families);
+        self.around.metrics.arrived(&update.arrivals);
+        self.arrivals.add(&update.arrivals);
         // Seen, even if nobody asks before it goes.
         self.around.health.is_eligible(Some(&update.snapshot));
         self.checks.update(&update.snapshot, &self.around.node, &update.dirty);
+        self.flows.before(&self.planner, &update.dirty);
         let (plan, scope) = self.planner.update(&update.snapshot, &view, &update.dirty);
+        self.flows.after(&self.planner, &scope);
         for plane in self.planes.iter_mut() {
             plane.widen(&scope);
         }
@@ -173,6 +184,7 @@ impl Proxy {
                     plane.torn = true;
                     wanted.applied = false;
                     self.around.health.queued();
+                    self.around.metrics.queued(&self.families);
                     wanted.changed_at = None;
                 }
                 Err(error) => {
@@ -186,8 +198,22 @@ impl Proxy {
         let Some(wanted) = self.wanted.as_mut().filter(|wanted| !wanted.applied) else { return };
         let start = self.clock.now();
         let mut results = Vec::new();
-        for plane in self.planes.iter_mut() {
-            match plane.apply(&wanted.plan) {
+        for (nth, plane) in self.planes.iter_mut().enumerate() {
+            let full = plane.torn || plane.scope == Scope::Full;
+            let began = self.clock.now();
+            let result = plane.apply(&wanted.plan);
+            let took = self.clock.now().duration_since(began);
+            let syncs = plane.dataplane.take_syncs();
+            match (nth, &result) {
+                (0, Ok(_)) if syncs.is_empty() => self.around.metrics.synced(&at_once(took, full)),
+                (0, Ok(_)) => {
+                    self.families = syncs.iter().map(|sync| sync.family).collect();
+                    self.around.metrics.synced_only(&syncs);
+                }
+                (_, Ok(_)) => self.around.metrics.beside(&syncs),
+                (_, Err(_)) => self.around.metrics.synced(&syncs),
+            }
+            match result {
                 Ok(applied) => results.push(applied),
                 Err(error) => {
                     let message = format!("{}: {}", plane.dataplane.name(), chain(&error));
@@ -207,30 +233,31 @@ impl Proxy {
         let plan = Arc::clone(&wanted.plan);
         let took = self.clock.now().duration_since(start);
         self.forget_stale_flows(&plan);
-        self.report(took, &results);
+        let arrivals = std::mem::take(&mut self.arrivals);
+        self.report(took, &results, &arrivals);
         if !self.swept {
             self.swept = true;
             self.planes.sweep_others(&self.around.config);
         }
     }
 
-    /// After the rules, or a datagram in between would make the flow anew.
+    /// After the rules, or a packet in between would make the flow anew.
     fn forget_stale_flows(&mut self, plan: &ServicePlan) {
-        let now = Destinations::of(plan);
-        match flows::forget_stale(self.flows.as_ref(), &now) {
-            Ok(forgotten) => {
-                debug!(forgotten, "looked through the flows");
-                self.flows = Some(now);
+        match self.flows.forget_stale(plan) {
+            Ok(looked) => {
+                self.around.metrics.looked(&looked);
+                for family in looked {
+                    debug!(family = %family.family, forgotten = family.forgotten, elapsed_ms = family.took.as_millis(), "looked through the flows");
+                }
             }
+            // Looked through again after the next apply.
             Err(error) => {
-                // Looked through in full after the next apply.
-                self.flows = None;
                 warn!(error = %chain(&error), "flows to endpoints that left may go on until they time out");
             }
         }
     }
 
-    fn report(&self, took: Duration, results: &[Applied]) {
+    fn report(&self, took: Duration, results: &[Applied], arrivals: &Arrivals) {
         let Some(wanted) = &self.wanted else { return };
         let Some(first) = results.first() else { return };
         let changed: usize = results.iter().map(|applied| applied.changed).sum();
@@ -265,11 +292,16 @@ impl Proxy {
             );
         }
         let message = format!("{} frontends in {}", state.frontends, self.planes.name());
-        self.around.metrics.applied(took, wanted.changed_at);
+        self.around.metrics.applied(&self.families, wanted.changed_at, &arrivals.triggered);
         self.around.board.set_plan(Arc::clone(&wanted.snapshot), Arc::clone(&wanted.plan));
         self.around.board.set_dataplane(state);
         self.around.board.set(Part::Proxy, true, message);
     }
+}
+
+/// What a dataplane did that does its families together.
+fn at_once(took: Duration, full: bool) -> [FamilySync; 2] {
+    Family::ALL.map(|family| FamilySync { family, took, full, failed: false, rules: Vec::new() })
 }
 
 fn refusal_state(refusal: &netd_dataplane::Refusal) -> Refusal {
@@ -324,7 +356,7 @@ pub(super) fn node_view(config: &Config, node: &Arc<str>, snapshot: &Snapshot) -
     NodeView {
         name: Arc::clone(node),
         zone: own.and_then(|own| own.zone.clone()),
-        local_pods: LocalPods::Prefixes(config.cluster_cidrs.clone()),
+        local_pods: local_pods(config, own),
         node_port_addresses: if addresses.is_empty() {
             NodePortAddresses::AllLocal
         } else {
@@ -333,6 +365,22 @@ pub(super) fn node_view(config: &Config, node: &Arc<str>, snapshot: &Snapshot) -
         masquerade_all: config.proxy.masquerade_all,
         allowed_external_ips: config.proxy.allowed_external_ips.clone(),
         answered_here: answered_here(config),
+    }
+}
+
+/// Which sources count as pods.
+fn local_pods(config: &Config, own: Option<&Arc<Node>>) -> LocalPods {
+    match &config.proxy.local_pods {
+        LocalPodsChoice::ClusterCidrs => LocalPods::Prefixes(config.cluster_cidrs.clone()),
+        LocalPodsChoice::NodeCidrs => {
+            let told = own.map(|own| own.pod_cidrs.clone()).filter(|told| !told.is_empty());
+            let prefixes = told.unwrap_or_else(|| config.cni.pod_cidrs.clone());
+            // As long as nobody has given the node a range, nothing is from elsewhere either.
+            if prefixes.is_empty() { LocalPods::None } else { LocalPods::Prefixes(prefixes) }
+        }
+        LocalPodsChoice::BridgeInterface(name) => LocalPods::BridgeInterface(name.clone()),
+        LocalPodsChoice::InterfaceNamePrefix(prefix) => LocalPods::InterfaceNamePrefix(prefix.clone()),
+        LocalPodsChoice::None => LocalPods::None,
     }
 }
 

@@ -6,9 +6,15 @@ mod demo;
 #[cfg(test)]
 mod fabric;
 #[cfg(test)]
+mod flows;
+#[cfg(test)]
 mod health;
 #[cfg(test)]
 mod ipam;
+#[cfg(test)]
+mod kubeproxy;
+#[cfg(test)]
+mod metrics;
 #[cfg(test)]
 mod node;
 #[cfg(test)]

@@ -154,9 +154,18 @@ impl TestNode {
 
     /// The same, with a configuration file that is there.
     pub(crate) fn start_by(&self, config: &'static str) -> Daemon<'_> {
+        self.start_as(config, &[])
+    }
+
+    /// The same, with arguments beside the configuration file.
+    pub(crate) fn start_with_args(&self, args: &[&str]) -> Daemon<'_> {
+        self.start_as(self.config_file(""), args)
+    }
+
+    fn start_as(&self, config: &'static str, args: &[&str]) -> Daemon<'_> {
         let log = self.directory.join("netd.log");
-        let spawn =
-            Spawn { stderr: Stream::File(log.clone()), ..Spawn::new(NETD, ["run", "--config", config]) };
+        let args = ["run", "--config", config].into_iter().chain(args.iter().copied());
+        let spawn = Spawn { stderr: Stream::File(log.clone()), ..Spawn::new(NETD, args) };
         let child = self.place().spawn(spawn).unwrap();
         Daemon { node: self, child, log, config }
     }

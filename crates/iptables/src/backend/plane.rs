@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 
-use netd_dataplane::ApplyError;
+use netd_dataplane::{ApplyError, TableRules};
 use netd_model::{FamilyPlan, Frontend, FrontendKey, OrderedMap, Scope};
 use tracing::{debug, warn};
 
@@ -11,6 +11,8 @@ use crate::compile::{Chains, Program, Settings, compile};
 use crate::restore::{Transaction, batched, transaction};
 use crate::ruleset::{ChainKey, InstalledJump, Line, Ruleset, parse_save, wanted_jumps};
 use crate::tool::Tool;
+
+use super::tally::Tally;
 
 /// One family.
 pub(super) struct Plane {
@@ -33,6 +35,10 @@ pub(super) struct Plane {
     generation: Option<u32>,
     /// From and to which generation each write led, where nobody else wrote meanwhile; not told yet.
     pub(super) moved: Vec<(u32, u32)>,
+    /// How many rules there are.
+    tally: Tally,
+    /// Whether the last apply looked at everything.
+    was_full: bool,
     /// Fingerprint of what was printed when all was last found intact.
     intact: Option<u64>,
 }
@@ -51,7 +57,14 @@ impl Plane {
             generation: None,
             moved: Vec::new(),
             intact: None,
+            tally: Tally::default(),
+            was_full: true,
         }
+    }
+
+    /// Rules by table, and whether the last apply looked at everything.
+    pub(super) fn told(&self) -> (Vec<TableRules>, bool) {
+        (self.tally.rules(), self.was_full)
     }
 
     /// Forgets all it knows of the kernel.
@@ -149,6 +162,7 @@ impl Plane {
         if self.installed.is_none() {
             self.resync()?;
         }
+        self.was_full = false;
         if let (Scope::Services(services), Some(mut program)) = (scope, self.program.take())
             && let Some(patch) = program.patch(plan, settings, services)
         {
@@ -157,6 +171,7 @@ impl Plane {
             self.program = Some(program);
             return Ok(changed);
         }
+        self.was_full = true;
         let (program, chains) = compile(plan, settings);
         let changed = self.replace(chains)?;
         self.program = Some(program);
@@ -166,6 +181,7 @@ impl Plane {
     /// Makes the kernel have `chains` and no others of ours.
     fn replace(&mut self, chains: Chains) -> Result<usize, ApplyError> {
         let before = self.installed.take().unwrap_or_default();
+        self.tally = Tally::replaced(&before, &chains);
         let change = batched(&before, &chains, &wanted_jumps(), self.tool.batch());
         if change.text.is_empty() {
             self.installed = Some(before);
@@ -200,6 +216,7 @@ impl Plane {
                 return Err(self.judge(&before, error));
             }
         }
+        self.tally.exchanged(&before, old, wanted);
         for key in old {
             before.chains.remove(key);
         }

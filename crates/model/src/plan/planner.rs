@@ -86,6 +86,12 @@ impl Planner {
         &self.plan
     }
 
+    /// Destinations that a Service asks for in a family, whether it has them or another Service does; each
+    /// once, none for a Service that is not planned.
+    pub fn asked_for(&self, service: &ObjectName, family: Family) -> &[FrontendKey] {
+        self.services.get(service).map_or(&[], |planned| planned.keys(family))
+    }
+
     /// Follows to `snapshot`: plans the Services in `dirty` and those that win or lose a destination by
     /// that. All of them are planned anew the first time, and when something of the node changed that
     /// concerns all. The scope names every Service whose frontends or pools may differ from the plan before.

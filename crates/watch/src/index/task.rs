@@ -252,8 +252,13 @@ impl IndexTask {
             source = self.status.source,
             "no contact yet; serving the stored state, marked stale"
         );
-        let change =
-            Change { generation: snapshot.generation, services: None, nodes: true, at: SystemTime::now() };
+        let change = Change {
+            generation: snapshot.generation,
+            services: None,
+            nodes: true,
+            at: SystemTime::now(),
+            arrivals: Arc::default(),
+        };
         self.publisher.publish(Arc::new(snapshot), change);
     }
 

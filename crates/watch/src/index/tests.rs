@@ -1,5 +1,6 @@
 use std::time::Duration;
 
+use k8s_openapi::jiff;
 use netd_model::Dirty;
 use proptest::prelude::*;
 use proptest::sample::Index as Pick;
@@ -50,6 +51,30 @@ fn node(name: &str, version: u8) -> Entry {
 
 fn names(change: &Change) -> Option<Vec<String>> {
     Some(change.services.as_ref()?.iter().map(|n| n.name.to_string()).collect())
+}
+
+#[test]
+fn what_arrives_is_counted_with_when_it_happened_unless_it_happened_before() {
+    let caused = |name: &str, version: u8, at: &str| {
+        let annotations = json!({"endpoints.kubernetes.io/last-change-trigger-time": at, "other": "x"});
+        let meta = serde_json::from_value(json!({"name": name, "annotations": annotations})).unwrap();
+        slice(name, "a", version).triggered_by(&meta)
+    };
+    let later = (jiff::Timestamp::now() + Duration::from_secs(60)).to_string();
+    let mut index = Index::default();
+    index.apply(service("a", 1));
+    for (name, at) in [("a-1", later.as_str()), ("a-2", "2020-01-02T03:04:05.678Z"), ("a-3", "yesterday")] {
+        index.apply(caused(name, 1, at));
+    }
+    let arrivals = index.snapshot().unwrap().1.arrivals;
+    let at = SystemTime::from(later.parse::<jiff::Timestamp>().unwrap());
+    assert_eq!(*arrivals, Arrivals { services: 1, slices: 3, triggered: vec![(Family::V4, at)] });
+    // The same again is no change, and a slice that goes tells the time of something else.
+    index.apply(caused("a-1", 1, &later));
+    assert!(!index.changed());
+    index.remove(Kind::Slice, &ObjectName::new("default", "a-1"));
+    let arrivals = index.snapshot().unwrap().1.arrivals;
+    assert_eq!(*arrivals, Arrivals { slices: 1, ..Arrivals::default() });
 }
 
 #[test]

@@ -126,11 +126,12 @@ fn read_value(place: &str, value: Value, strings: &mut Interner, documents: &mut
         }
         ("discovery.k8s.io/v1", "EndpointSlice") => {
             object::<EndpointSlice, _>(value, strings, |wire, strings| {
-                decode::slice(&slice(wire), strings).into()
+                let wire = slice(wire);
+                Entry::from(decode::slice(&wire, strings)).triggered_by(&wire.metadata)
             })
         }
         ("v1", "Endpoints") => object::<Endpoints, _>(value, strings, |wire, strings| {
-            let mut entry: Entry = decode::endpoints(&wire, strings).into();
+            let mut entry = Entry::from(decode::endpoints(&wire, strings)).triggered_by(&wire.metadata);
             // A slice of the same name is another object.
             entry.key = ObjectName::new(entry.key.namespace, format!("endpoints:{}", entry.key.name));
             entry
