@@ -109,7 +109,7 @@ impl Conntrack {
         let mask = DefaultNla::new(CTA_STATUS_MASK, Status::SeenReply.bits().to_be_bytes().to_vec());
         let filter = vec![ConntrackAttribute::CtaStatus(Status::empty()), ConntrackAttribute::Other(mask)];
         let keep = |flow: &TrackedFlow| !flow.answered && keep(flow);
-        match self.dump(family, filter, &keep) {
+        match self.dump(family, filter, keep) {
             // A kernel that knows the one attribute and not the other.
             Err(Error::Netlink { errno: libc::EINVAL, .. }) => self.dump(family, Vec::new(), keep),
             result => result,
