@@ -17,9 +17,12 @@ fn occurrence() -> Occurrence {
     }
 }
 
+/// Request line and body of each request.
+type Asked = Arc<Mutex<Vec<(String, Value)>>>;
+
 /// A writer whose server answers with a status, and what it was asked.
-fn writer(code: u16) -> (EventWriter, Arc<Mutex<Vec<(String, Value)>>>) {
-    let asked = Arc::new(Mutex::new(Vec::new()));
+fn writer(code: u16) -> (EventWriter, Asked) {
+    let asked = Asked::default();
     let log = Arc::clone(&asked);
     let service = tower::service_fn(move |request: http::Request<Body>| {
         let log = Arc::clone(&log);
