@@ -191,17 +191,23 @@ fn a_node_about_to_be_deleted_fails_healthz_and_not_livez() {
 #[test]
 fn a_change_that_does_not_reach_the_kernel_fails_healthz_livez_and_health_checks() {
     let node = TestNode::new("healthz-late");
-    node.manifest("web.yaml", &balanced("web", 1, 32_001, TWO_READY));
+    // With affinity each endpoint has a chain, which goes with it.
+    let sticky = |endpoints| {
+        let ports = "  ports: [{port: 80}]";
+        balanced("web", 1, 32_001, endpoints).replace(ports, &format!("{ports}\n  sessionAffinity: ClientIP"))
+    };
+    node.manifest("web.yaml", &sticky(TWO_READY));
     let mut daemon = node.start("http: {healthWindowSeconds: 1}");
     daemon.wait_ready();
     answer(&node, "127.0.0.1:32001", "GET /", 200);
     // Somebody else's map leads to a chain of ours, which the kernel then refuses to delete.
     let rules = node.rules();
-    let chain = rules.lines().find(|line| line.starts_with("-A") && line.ends_with("172.16.0.3:8080"));
+    let chain =
+        rules.lines().find(|line| line.starts_with("-A NETD-SEP") && line.ends_with("172.16.0.3:8080"));
     let chain = chain.and_then(|line| line.split_whitespace().nth(1)).expect("the chain of an endpoint");
     node.nft("add map ip nat nd-holder { type mark : verdict ; }");
     node.nft(&format!("add element ip nat nd-holder {{ 1 : jump {chain} }}"));
-    node.manifest("web.yaml", &balanced("web", 1, 32_001, DRAINING));
+    node.manifest("web.yaml", &sticky(DRAINING));
     answer(&node, "127.0.0.1:10256", "GET /healthz", 503);
     let body = answer(&node, "127.0.0.1:10256", "GET /livez", 503).1;
     assert!(body.contains("\"healthy\":false"), "{body}");
