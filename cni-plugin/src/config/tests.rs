@@ -3,7 +3,8 @@ use serde_json::json;
 
 use super::*;
 
-fn parse(changed: Value) -> Result<Config, CniError> {
+/// The smallest configuration with some keys changed.
+pub(super) fn parse(changed: Value) -> Result<Config, CniError> {
     let mut document = json!({
         "cniVersion": "1.0.0", "name": "pods", "type": "netd",
         "ipam": { "type": "netd", "ranges": [[{ "subnet": "172.16.1.0/24" }]] }

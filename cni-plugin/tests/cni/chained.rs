@@ -72,16 +72,8 @@ fn the_reference_plugins_go_on_from_our_result() {
         ] } }),
         ),
     ];
-    let config_of = |plugin: &str, keys: &Value, previous: &Value| {
-        let mut config = keys.clone();
-        config["cniVersion"] = json!("1.0.0");
-        config["name"] = json!("pods");
-        config["type"] = json!(plugin);
-        config["prevResult"] = previous.clone();
-        config
-    };
     for (plugin, keys) in &later {
-        result = succeeded(&reference(&host, plugin, "ADD", &pod, &config_of(plugin, keys, &result)));
+        result = succeeded(&reference(&host, plugin, "ADD", &pod, &listed(plugin, keys, &result)));
     }
     assert_eq!(pod_address(&result), "172.16.1.2");
     assert_eq!(pod.netlink().link("eth0").unwrap().unwrap().mtu, 1400);
@@ -89,7 +81,7 @@ fn the_reference_plugins_go_on_from_our_result() {
     let check = host.check("c1", &pod, &result);
     assert_eq!(check.status, 0, "{}", text(&check));
     for (plugin, keys) in later.iter().rev() {
-        succeeded(&reference(&host, plugin, "DEL", &pod, &config_of(plugin, keys, &result)));
+        succeeded(&reference(&host, plugin, "DEL", &pod, &listed(plugin, keys, &result)));
     }
     host.del("c1", pod.path());
     assert_eq!(host.leftovers(), Vec::<String>::new());

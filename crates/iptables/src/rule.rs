@@ -262,7 +262,6 @@ impl Rule {
     }
 
     /// The chain this rule leads to.
-    #[cfg(test)]
     pub(crate) fn leads_to(&self) -> Option<&str> {
         match &self.target {
             Target::Jump(chain) | Target::Goto(chain) => Some(chain),

@@ -1,19 +1,8 @@
 use serde_json::{Value, json};
 
 use super::*;
-use crate::config::Config;
+use crate::config::tests::parse;
 use crate::error::Code;
-
-fn parse(changed: Value) -> Result<Config, CniError> {
-    let mut document = json!({
-        "cniVersion": "1.0.0", "name": "pods", "type": "netd",
-        "ipam": { "type": "netd", "ranges": [[{ "subnet": "172.16.1.0/24" }]] }
-    });
-    for (key, value) in changed.as_object().unwrap() {
-        document[key] = value.clone();
-    }
-    Config::parse(document.to_string().as_bytes())
-}
 
 fn wiring(changed: Value) -> Wiring {
     parse(changed).unwrap().wiring
